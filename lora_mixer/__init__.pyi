@@ -29,18 +29,15 @@ from .errors import (
     UnsupportedAdapterError,
     WorkersError,
 )
-from .fresh import (
-    AdaLoraConfig,
-    AdapterConfig,
-    EvaConfig,
-    FullConfig,
-    IA3Config,
-    LoHaConfig,
-    LoKrConfig,
-    LoraConfig,
-    OFTConfig,
-    TrainableTokensConfig,
-)
+from .fresh import AdapterConfig, EvaConfig
+from .fresh.kinds.adalora import AdaLoraConfig
+from .fresh.kinds.full import FullConfig
+from .fresh.kinds.ia3 import IA3Config
+from .fresh.kinds.loha import LoHaConfig
+from .fresh.kinds.lokr import LoKrConfig
+from .fresh.kinds.lora import LoraConfig
+from .fresh.kinds.oft import OFTConfig
+from .fresh.kinds.tokens import TrainableTokensConfig
 from .fresh.making import UnmatchedTargetsWarning
 from .inspection import match_adapter, read_adapter
 from .library import Library, SavedMixes, base_family, layer_norms

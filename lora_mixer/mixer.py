@@ -411,7 +411,7 @@ class LoraMixer:
 
         Example:
             >>> import torch
-            >>> from lora_mixer.fresh import LoraConfig
+            >>> from lora_mixer import LoraConfig
             >>> model = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Linear(4, 2))
             >>> mixer = LoraMixer(model)
             >>> report = mixer.add_adapter(LoraConfig(r=2, target_modules=["0"]), "mine")

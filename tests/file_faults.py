@@ -29,8 +29,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from typing_extensions import Self
 
-from lora_mixer import Library, LoraMixer, LoraMixerError, SavedMixes, save_picture
-from lora_mixer.fresh import LoraConfig
+from lora_mixer import Library, LoraConfig, LoraMixer, LoraMixerError, SavedMixes, save_picture
 from lora_mixer.picture_metadata import PictureSettings
 from lora_mixer.writing import bake, convert, merge, resize
 from tests.faults import (

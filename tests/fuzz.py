@@ -35,7 +35,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lora_mixer import LoraMixer, LoraMixerError, read_adapter
-from lora_mixer.formats.moulds import forget_moulds
+from lora_mixer.formats.file_moulds import forget_moulds
 from lora_mixer.library import layer_norms
 from tests.test_algorithms_fuzz import CONFIGS, MORE, NAMES, OPTIONS, mutated
 from tests.test_algorithms_mixing import copy, model, same

@@ -9,14 +9,18 @@ import torch
 
 from lora_mixer.algorithms import LayerWeights
 from lora_mixer.algorithms.table import AlgorithmKind
-from lora_mixer.batches import WorkerEngine
+from lora_mixer.batches import PlanForm, WorkerEngine
 from lora_mixer.batches.in_process import InProcess
 from lora_mixer.engines.denoiser.steps import START
 from lora_mixer.engines.engine import Engine
 from lora_mixer.engines.hooks import hook_output
+from lora_mixer.fresh.config import AdapterConfig
+from lora_mixer.fresh.kinds.kind import FreshKind, whole
 from lora_mixer.fresh.starts import Start
 from lora_mixer.merging.method import MethodSpec, Setting
 from lora_mixer.mixes import Method
+from lora_mixer.parsing.data import Located
+from lora_mixer.sources._memory import from_bytes
 from lora_mixer.writing import OutputFormat
 from lora_mixer.writing.formats.format import safetensors
 
@@ -127,6 +131,7 @@ OUTER = AlgorithmKind(
     leaves=((r"\.outer_(?P<part>[ab])<name>", "outer"),),
     peft_types=("OUTER",),
     peft_fields=("outer_sides",),
+    prefixes=("outer_",),
 )
 
 # --- an engine ------------------------------------------------------------------------------------------------------
@@ -179,6 +184,29 @@ class _Product:
 # what ``sweep`` takes off again has to be known as an engine's
 _Product.__module__ = "lora_mixer.engines.product"
 
+# --- a fresh kind of an algorithm that is there -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class HRAConfig(AdapterConfig):
+    """Reflections of the inputs of each target."""
+
+    peft_type: ClassVar[str] = "HRA"
+
+    r: int = 8
+
+
+REFLECTIONS = FreshKind(
+    HRAConfig,
+    lambda config: whole(config, "r"),
+    lambda config, target: None if target.layer == "linear" else "is not a linear layer",
+    # two of each are equal, so that nothing is turned as training begins
+    lambda config, target: {
+        ".hra_u": torch.eye(target.shape[1], config.r).repeat_interleave(2, 1)[:, : config.r]
+    },
+    usual=lambda model_type: {"target_modules": ["two"]} if model_type == "net" else {},
+)
+
 # --- a start of fresh pairs -------------------------------------------------------------------------------------------
 
 
@@ -188,7 +216,36 @@ def _halves(target):
     return torch.eye(rank, inputs), torch.zeros(outputs, rank)
 
 
-FIRST_INPUTS = Start("first-inputs", _halves, only_linear=True, is_peft=False)
+FIRST_INPUTS = Start("first-inputs", _halves, only_linear=True)
+
+# --- a source of adapters -------------------------------------------------------------------------------------------------
+
+SHELF = {}
+"""What lies on the shelf, by its name."""
+
+
+def from_shelf(label, request):
+    """Return what lies on the shelf."""
+    if not label.startswith("shelf:"):
+        return None
+    return from_bytes(SHELF[label.removeprefix("shelf:")], request)
+
+
+# --- a form of plans ------------------------------------------------------------------------------------------------------
+
+
+def _prompts(text, problems):
+    """Read a prompt for each line."""
+    plan = Located({"jobs": []}, {(): 1})
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            problems.problem("", "a line without a prompt", line=number)
+        plan.lines["jobs", len(plan.value["jobs"])] = number
+        plan.value["jobs"].append({"prompt": line, "steps": 2})
+    return plan
+
+
+PROMPTS = PlanForm("prompts", (".prompts", ".txt"), _prompts)
 
 # --- an engine of batches ---------------------------------------------------------------------------------------------
 

@@ -259,7 +259,7 @@ def test_a_list_for_flux_is_read_from_tags_texts_and_files_of_presets():
         (
             61,
             BlockLayout(double=20, single=40),
-            r"for the 19 double and 38 single blocks of Flux, and this model has 20 and 40",
+            r"for the 19 double and 38 single blocks of Chroma and Flux.1, and this model has 20 and 40",
         ),
         (
             61,

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lora_mixer import LoraMixer, LoraMixerError, SaveError, read_adapter
 from lora_mixer.algorithms.frobenius import Product, core_norm, hadamard_norm, hadamard_work
-from lora_mixer.algorithms.table import KINDS
+from lora_mixer.algorithms.table import ALGORITHMS
 from lora_mixer.library import layer_norms
 from lora_mixer.library.norms import WORK_A_NUMBER, WORK_AT_LEAST
 from lora_mixer.writing import convert, merge, resize
@@ -159,7 +159,7 @@ FILES: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any] | None]] = {
 
 
 def test_every_kind_has_a_file_that_names_more_than_it_holds() -> None:
-    kinds = {name for name, kind in KINDS.items() if kind.builder or name == "dora"}
+    kinds = {name for name, kind in ALGORITHMS.items() if kind.builder or name == "dora"}
     assert {name.partition(":")[0] for name in FILES} == kinds
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from lora_mixer import LoraMixer, Mix
 from lora_mixer.cli._app import app
 from lora_mixer.cli._lora_option import split_weights
-from lora_mixer.families.skeleton import FAMILIES, of_family
+from lora_mixer.families.skeleton import UNETS, of_family
 from lora_mixer.merging import METHODS
 from tests.test_writing import make_lora, sd_pipe, weights_of, worst
 
@@ -236,7 +236,7 @@ FULL = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", UNETS)
 def test_full_size_names_survive_the_way_through_diffusers_names(tmp_path, shared_data, family):
     """Real key lists, written as diffusers and as Kohya again, without any pipeline or --model."""
     keys = json.loads((shared_data / "keys" / f"{FULL[family]}.json").read_text())["keys"]
@@ -302,7 +302,7 @@ def test_embeddings_in_a_file_are_not_lost_without_a_word(tmp_path, model, files
     assert "bundle_emb.tok" in output
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", UNETS)
 def test_skeletons_cost_no_memory(family):
     skeleton = of_family(family)
 

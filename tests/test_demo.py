@@ -16,7 +16,7 @@ import lora_mixer.demo
 from lora_mixer import demo_adapters, load_demo
 from lora_mixer.cli import _demo as command
 from lora_mixer.cli._app import app
-from lora_mixer.errors import SourceNotFoundError
+from lora_mixer.errors import PictureError, SourceNotFoundError
 from lora_mixer.pictures import Band, contact_sheet
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -120,6 +120,22 @@ def test_the_command_refuses_what_it_cannot_do_before_it_begins(arguments, messa
 
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    "bands", [[], [Band([], [])], [Band(["a"], [("x", [])])], [Band(["a"], []), Band(["b"], [])]]
+)
+def test_a_sheet_of_nothing_is_refused(bands):
+    with pytest.raises(PictureError) as caught:
+        contact_sheet(bands)
+
+    assert caught.value.argument == "bands"
+
+
+def test_a_sheet_may_begin_with_a_band_that_has_no_pictures():
+    cell = Image.new("RGB", (16, 16))
+
+    assert contact_sheet([Band(["a"], []), Band(["b"], [("x", [cell])])]).height == 2 * 60 + 20
 
 
 def test_a_sheet_has_every_picture_in_its_place():

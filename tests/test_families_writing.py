@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lora_mixer import LoraMixer, SaveError
+from lora_mixer import LoraMixer, MixError, SaveError
 from lora_mixer.writing import convert, merge
 from tests.test_families_references import REFERENCES
 from tests.transformers_data import Parts, distance, parts_of, reference, state
@@ -397,3 +397,84 @@ def test_names_of_the_original_code_are_not_passed_off_as_the_live_models(tmp_pa
     with pytest.raises(SaveError, match="model="):
         convert(tmp_path / "a.safetensors", tmp_path / "out.safetensors", format="diffusers")
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def base_folder(root, wanted, folder):
+    """Make a diffusers folder of a reference's tiny parts."""
+    folder.mkdir()
+    index = {}
+    for part, kind in wanted.facts["classes"].items():
+        (folder / part).symlink_to(root / "dit" / "models" / wanted.family / part)
+        index[part] = ["diffusers" if hasattr(diffusers, kind) else "transformers", kind]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.mark.parametrize("named", ["unet", "dit", "transformer_2", "text_encoder_3"])
+@pytest.mark.parametrize("name", ["flux/kohya_te1_te3", "qwenimage/kohya", "zimage/aitoolkit"])
+def test_a_merge_refuses_weights_for_components_that_its_base_does_not_have(
+    shared_data, tmp_path, name, named
+):
+    """A name of another kind of model, ``unet``, would else be a weight of 1 for the transformer, called exact."""
+    wanted = reference(shared_data, name)
+    base = base_folder(shared_data, wanted, tmp_path / "base")
+    with pytest.raises(MixError, match=rf": no component {named} in .*base; it has .*transformer"):
+        merge({wanted.adapter: {named: 0.3}}, tmp_path / "sum.safetensors", model=base)
+    assert not (tmp_path / "sum.safetensors").exists()
+
+
+def test_a_merge_without_a_base_goes_by_what_its_files_change(shared_data, tmp_path):
+    wanted, out = reference(shared_data, "zimage/aitoolkit"), tmp_path / "sum.safetensors"
+    for named in ("unet", "dit", "prior"):
+        with pytest.raises(MixError, match=rf"no component {named} in these files"):
+            merge({wanted.adapter: {named: 0.3}}, out)
+    with pytest.raises(MixError, match="a weight for te, and it changes transformer only"):
+        merge({wanted.adapter: {"transformer": 0, "te": 0.3}}, out)
+    assert not out.exists()
+    report = merge({wanted.adapter: {"transformer": 0.3, "te": 0.5}}, out)
+    assert any(
+        "a weight for te changes nothing, it changes transformer only" in note for note in report.notes
+    )
+    parts = Parts({"transformer": parts_of(shared_data, wanted).components["transformer"]})
+    before = state(parts)
+    LoraMixer(parts).load_lora_weights(out, "sum")
+    for (part, key), tensor in state(parts).items():
+        target = wanted.merged(part).get(key)
+        if target is None:
+            assert torch.equal(tensor, before[part, key])
+        else:
+            assert distance(tensor - before[part, key], 0.3 * (target - before[part, key])) < 1e-4
+
+
+def test_a_merge_says_which_patterns_match_no_layer(shared_data, tmp_path):
+    wanted = reference(shared_data, "zimage/aitoolkit")
+    report = merge(
+        {wanted.adapter: {"blocks": {"*attention*": 0.5, "*double_blocks*": 1}}}, tmp_path / "sum.safetensors"
+    )
+    assert any("*double_blocks*: no layer that it changes matches" in note for note in report.notes)
+
+
+def test_a_part_of_the_depth_is_not_guessed_from_the_layers_of_a_file(shared_data, tmp_path):
+    """An adapter may have no layers in the last blocks; thirds of what it has would be others."""
+    wanted = reference(shared_data, "zimage/aitoolkit")
+    table = {key: t for key, t in load_file(wanted.adapter).items() if ".layers.1." not in key}
+    save_file(table, tmp_path / "part.safetensors")
+    given = {tmp_path / "part.safetensors": {"blocks": "dit:early"}}
+    with pytest.raises(MixError, match=r"dit:early is a part of the model's depth.*model="):
+        merge(given, tmp_path / "sum.safetensors")
+    base = base_folder(shared_data, wanted, tmp_path / "base")
+    report = merge(given, tmp_path / "sum.safetensors", model=base)
+    blocks = {path.partition("layers.")[2][:1] for path in report.ranks}
+    assert blocks == {"0"}
+
+
+@pytest.mark.parametrize(
+    ("form", "said"), [("kohya", "follow from its family"), ("comfyui", "is not known here")]
+)
+def test_names_that_follow_from_the_base_ask_for_it(shared_data, tmp_path, form, said):
+    """All formats are written for every family, once that is known."""
+    wanted, out = reference(shared_data, "flux/aitoolkit"), tmp_path / "a.safetensors"
+    with pytest.raises(SaveError, match=rf"{said}.*with model="):
+        convert(wanted.adapter, out, format=form)
+    convert(wanted.adapter, out, format=form, model=base_folder(shared_data, wanted, tmp_path / "base"))
+    assert any("double_blocks" in key for key in load_file(out))

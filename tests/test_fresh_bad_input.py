@@ -21,6 +21,8 @@ from lora_mixer import (
     TrainableTokensConfig,
     UnmatchedTargetsWarning,
 )
+from lora_mixer.algorithms.hra import HRA
+from lora_mixer.engines.trainable import forms
 from lora_mixer.errors import (
     AdapterConfigError,
     AdapterNameError,
@@ -94,7 +96,8 @@ BAD: dict[str, tuple[str, Any, str, str]] = {
     "a rank beyond the experts": ("mixtral", LoraConfig(r=17, target_modules=[], target_parameters=["experts.down_proj"]), "target_parameters", "of shape (3, 16, 20) has no place for a pair of rank 17"),
     "a magnitude of experts": ("mixtral", LoraConfig(r=2, use_dora=True, target_parameters=["experts.down_proj"]), "use_dora", "no place on bare parameters"),
     "an unknown kind": ("llama", {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}, "peft_type", "LORA, ADALORA"),
-    "no kind": ("llama", {"r": 4, "target_modules": ["q_proj"]}, "peft_type", "no peft_type"),
+    "no kind": ("llama", {"r": 4, "target_modules": ["q_proj"]}, "peft_type", "is not given; fresh adapters are of LORA"),
+    "a kind that there is not": ("llama", {"peft_type": "ZZ"}, "peft_type", "got 'ZZ'; fresh adapters are of LORA"),
     "an unknown field": ("llama", {"peft_type": "LORA", "rang": 4, "target_modules": ["q_proj"]}, "rang", "no such field"),
     "a field with a near name": ("llama", {"peft_type": "LORA", "lora_alfa": 4}, "lora_alfa", 'Did you mean "lora_alpha"'),
     "a field of another way forward": ("llama", peft.LoraConfig(target_modules=["q_proj"], alora_invocation_tokens=[1], task_type="CAUSAL_LM"), "alora_invocation_tokens", "no such field"),
@@ -311,3 +314,29 @@ def test_a_run_that_would_train_nothing_is_told() -> None:
     mixer.add_adapter(LoraConfig(r=2), "third", activate=False)
     with pytest.warns(UserWarning, match="'third' is not in the mix"):
         mixer.named_trainable_parameters("third")
+
+
+def test_a_kind_is_named_once() -> None:
+    with pytest.raises(AdapterConfigError) as caught:
+        LoraMixer(build("llama")).add_adapter({"peft_type": "ZZ"}, "mine")
+    assert str(caught.value).count("peft_type") == 1
+
+
+@pytest.mark.parametrize("size", [0, 2])
+def test_a_model_whose_layers_have_no_names_says_so(size: int) -> None:
+    layers = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(size)))
+    with pytest.raises(AdapterConfigError, match="it has no layers with names of their own"):
+        LoraMixer(layers).add_adapter(LoraConfig(r=2, target_modules=["q_proj"]), "mine")
+
+
+@pytest.mark.parametrize("dropout", [0.5, 0.0])
+def test_what_cannot_be_trained_beside_a_module_names_it(dropout: float, monkeypatch: Any) -> None:
+    module = torch.nn.Conv1d(4, 4, 1, groups=2)
+    layer = forms.Layer(module, (4, 2, 1), lambda: module.weight, component="unet", path="mid.conv")
+    monkeypatch.setattr(forms, "unsupported", lambda weight: "packed")
+
+    with pytest.raises(PipelineStateError) as caught:
+        forms.form_of(layer, HRA(torch.ones(2, 2), False), "weight", dropout, transposed=False)
+
+    assert (caught.value.component, caught.value.key) == ("unet", "mid.conv")
+    assert caught.value.argument == ("lora_dropout" if dropout else None)

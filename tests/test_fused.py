@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -135,6 +137,30 @@ def test_a_mix_is_the_same_fused_before_between_while_mixed_and_unfused_again(ki
     assert torch.equal(pipe.run(), base)
 
 
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))])
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("kind", MODELS)
+def test_what_runs_beside_a_copys_layers_runs_beside_its_fused_ones(
+    kind: str, before: bool, way: Any
+) -> None:
+    pipe, mixer, file = made(kind)
+    file = {key: value for key, value in file.items() if not key.endswith("bias")}
+    base = pipe.run()
+    mixer.load_lora_weights(file, "a")
+    mixer.set_mix({"a": 0.8}, engine="side" if before else "merged")
+    wanted = pipe.run()
+
+    copied = way(pipe)
+    its_own = LoraMixer(copied)
+    if not before:
+        its_own.set_mix({"a": 0.8}, engine="side")
+    copied.model.fuse_qkv_projections()
+
+    assert (copied.run() - wanted).abs().max() < CLOSE
+    its_own.disable_lora()
+    assert (copied.run() - base).abs().max() < CLOSE
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_fused_first_the_fused_weights_come_back_bit_for_bit(kind: str) -> None:
     pipe, mixer, file = made(kind)
@@ -178,8 +204,10 @@ def test_fused_weights_that_were_trained_are_not_overwritten() -> None:
         fused.mul_(1.5)
     before = fused.clone()
 
-    with pytest.raises(PipelineStateError, match="unfuse_qkv_projections"):
+    with pytest.raises(PipelineStateError, match="unfuse_qkv_projections") as caught:
         mixer.load_lora_weights(file, "a")
 
+    assert (caught.value.component, caught.value.key) == ("transformer", "transformer_blocks.0.attn")
+    assert [problem.place for problem in caught.value.problems] == ["transformer.transformer_blocks.0.attn"]
     assert torch.equal(fused, before)
     assert not mixer.adapters

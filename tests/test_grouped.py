@@ -97,3 +97,40 @@ def test_a_nan_in_one_row_of_a_file_stays_in_that_row():
 
     assert torch.isnan(live[5]).all()
     assert torch.isfinite(live[torch.arange(64, device="cuda") != 5]).all()
+
+
+@pytest.mark.parametrize(("weights", "files"), [(HALF, HALF), (BRAIN, BRAIN), (FULL, HALF)])
+def test_what_is_written_again_and_again_is_the_same_as_written_for_the_first_time(weights, files):
+    torch.manual_seed(0)
+    made = [layer(shape, weights, files, (16, 4)) for shape in ((256, 128), (256, 128), (37, 53))]
+    groups = Groups()
+    for number, (live, base, pairs) in enumerate(made):
+        assert groups.add(live, base, pairs, (2 * number, 2 * number + 1))
+
+    for turn in range(7):
+        gains = [(-1) ** (turn + place) * (turn + 1) / (place + 3) for place in range(6)]
+        for live, *_ in made:
+            live.fill_(float("nan"))
+        groups.write(gains)
+        for number, (live, base, pairs) in enumerate(made):
+            alone, once = torch.full_like(live, float("nan")), Groups()
+            once.add(alone, base, pairs, range(2))
+            once.write(gains[2 * number : 2 * number + 2])
+            assert torch.equal(live, alone)
+
+
+def test_a_write_within_somebody_elses_graph_is_a_part_of_that_graph():
+    torch.manual_seed(0)
+    live, base, pairs = layer((256, 128), HALF, HALF, (8,))
+    groups = Groups()
+    groups.add(live, base, pairs, [0])
+    for gain in (0.1, 0.2, 0.3, 0.4):
+        groups.write([gain])
+
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(RuntimeError), torch.cuda.graph(graph):
+        groups.write([0.5])  # the gains come from host memory, which no graph can read
+    torch.cuda.synchronize()
+
+    groups.write([0.7])
+    assert float(ulps(live, exact(base, pairs, [0.7])).max()) < 0.6

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 import lora_mixer
+from lora_mixer.families import FAMILIES
+from lora_mixer.families.telling import EITHER
 from tests.error_fields import Words, errors_of, made_in, said_twice
 
 ROOT = Path(__file__).parents[1]
@@ -99,6 +101,49 @@ def test_the_table_of_renames_is_true():
     assert [name for name in before if what_is(name)[0] is not None and not what_is(name)[1]] == []
 
 
+def rows_of_the_house() -> set[str]:
+    """Return the files and rooms that CONTRIBUTING's table of rooms has a row for."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.partition("| room |")[2].partition("\n\n")[0]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    return {
+        name.rpartition("lora_mixer/")[2].rstrip("/")
+        for cell in cells
+        for name in re.findall(r"`([^`]+)`", cell)
+    }
+
+
+def test_every_room_and_every_file_of_the_top_has_a_row_in_contributing():
+    top = ROOT / "lora_mixer"
+    rooms = {path.parent.name for path in top.glob("*/__init__.py")}
+    files = {path.name for path in top.glob("*.py*") if path.name not in ("__init__.py", "__main__.py")}
+
+    assert (len(rooms) > 15, len(files) > 20) == (True, True)
+    assert sorted((rooms | files) - {"ui", *rows_of_the_house()}) == []
+
+
+def test_a_public_table_of_rows_has_a_name_of_its_own():
+    """``METHODS`` and ``FORMATS`` are public names of two rooms each."""
+    where: dict[str, list[str]] = {}
+    for path, tree in TREES.items():
+        for node in tree.body:
+            targets = getattr(node, "targets", [getattr(node, "target", None)])
+            for name in (each.id for each in targets if isinstance(each, ast.Name)):
+                if name in {
+                    "ALGORITHMS",
+                    "FAMILIES",
+                    "KINDS",
+                    "STARTS",
+                    "TRANSFORMERS",
+                    "ENGINES",
+                    "DENOISERS",
+                }:
+                    where.setdefault(name, []).append(path)
+
+    assert len(where) > 5
+    assert {name: paths for name, paths in where.items() if len(paths) > 1} == {}
+
+
 def test_long_lists_are_cut_in_one_place():
     cut = {
         str(path.relative_to(ROOT))
@@ -120,6 +165,20 @@ def test_a_class_name_stands_for_one_thing():
 
     assert len(where) > 300
     assert {name: paths for name, paths in where.items() if len(paths) > 1} == {}
+
+
+def test_families_are_asked_by_their_rows():
+    """A name of a family as a text outside of ``families/`` is something known of it that does not stand in its row."""
+    names = {family.name for family in FAMILIES} | set(EITHER)
+    said = {
+        (path, node.value)
+        for path, tree in TREES.items()
+        if not path.startswith("lora_mixer/families/")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and node.value in names
+    }
+
+    assert (len(names) > 40, said) == (True, set())
 
 
 FOR_TESTS = {

@@ -15,7 +15,7 @@ from torch import nn
 from lora_mixer import InvalidAdapterError, LoraMixer
 from lora_mixer.binding import ModuleIndex
 from lora_mixer.errors import CorruptFileError
-from lora_mixer.formats import header, moulds, reader
+from lora_mixer.formats import file_moulds, header, reader
 
 FLUX = {
     "patch_size": 1,
@@ -91,9 +91,9 @@ FUSED = {
 
 @pytest.fixture(autouse=True)
 def _nothing_known():
-    moulds.forget_moulds()
+    file_moulds.forget_moulds()
     yield
-    moulds.forget_moulds()
+    file_moulds.forget_moulds()
 
 
 def written(path, shapes, seed, *, alpha=2.0, dtypes=(torch.float32,), **metadata):
@@ -115,7 +115,7 @@ def state(model):
 
 
 def fresh(make, path, **options):
-    moulds.forget_moulds()
+    file_moulds.forget_moulds()
     model = make()
     report = LoraMixer(model).load_lora_weights(path, "b", **options)
     return state(model), report
@@ -195,7 +195,7 @@ def test_what_values_say_is_said_of_each_file(tmp_path):
     broken["linear.lora_B.weight"][3, 1] = float("nan")
     save_file(broken, bad, {"seed": "3"})
     for order in ((zeros, one), (one, zeros)):
-        moulds.forget_moulds()
+        file_moulds.forget_moulds()
         model = Net()
         mixer = LoraMixer(model)
         told = {path: mixer.load_lora_weights(path).notes for path in order}
@@ -261,7 +261,7 @@ def test_few_kinds_are_kept(tmp_path):
     for rank in range(1, 13):
         shapes = {"linear.lora_A.weight": (rank, 12), "linear.lora_B.weight": (8, rank)}
         mixer.load_lora_weights(written(tmp_path / f"{rank}.safetensors", shapes, rank))
-    assert len(moulds._kept) <= 8
+    assert len(file_moulds._kept) <= 8
     assert len(mixer._state.memory._bindings) <= 8
     assert header._known_table.cache_info().currsize <= 8
 

@@ -348,3 +348,63 @@ def test_a_file_that_cannot_be_read_in_its_new_place_stays_where_it_was(
     assert (sorted(folder.rglob("*")), library.search().entries) == before
     if call == "restore":
         assert library.restore(token)[0].labels == ("mine",)
+
+
+def like(file, by, place):
+    """Write a file that differs in its numbers alone: what trainers that write no metadata make of other pictures."""
+    from safetensors.torch import load_file, save_file
+
+    place.parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: tensor * by for key, tensor in load_file(file).items()}, place)
+    return place
+
+
+@pytest.mark.parametrize("anew", [False, True])
+@pytest.mark.parametrize("named", ["a", "z"])
+def test_what_one_was_called_is_no_name_of_another_that_says_nothing_of_itself(tmp_path, named, anew):
+    folder, first = tmp_path / "loras", tmp_path / "first.safetensors"
+    write_lora(first)
+    one_file = like(first, 1.0, folder / "m.safetensors")
+    like(first, 2.0, folder / f"{named}.safetensors")
+    library = Library(folder, index=tmp_path / "index.sqlite")
+    library.refresh()
+    library.rename(one(library, "m").id, "n")
+    library.set_default(one(library, named).id, notes="said of the other one later")
+    like(first, 3.0, folder / f"{named}{named}.safetensors")
+    library.refresh()
+    if anew:
+        (tmp_path / "index.sqlite").unlink()
+        library = Library(folder, index=tmp_path / "index.sqlite")
+        library.refresh()
+    assert names(library.search()) == sorted([named, named * 2, "n"])
+    assert [entry.name for entry in library.find("m")] == ["n"]
+    library.rename(one(library, "n").id, "m")
+    assert one_file.is_file()
+    assert [entry.name for entry in library.find("n")] == ["m"]
+
+
+@pytest.mark.parametrize(("which", "folder_to"), [("b", "0"), ("b", ""), ("a", "z"), ("a", "b/c")])
+def test_a_name_that_several_have_is_the_first_ones_wherever_they_move(tmp_path, which, folder_to):
+    top = tmp_path / "loras"
+    for number, name in enumerate(("a", "b")):
+        write_lora(top / name / "ink.safetensors", seed=number)
+    library = Library(top, index=tmp_path / "index.sqlite")
+    library.refresh()
+    before = [entry.id for entry in library.find("ink")]
+    assert [library.get(each).folder for each in before] == ["a", "b"]
+    moved = next(each for each in before if library.get(each).folder == which)
+    library.move(moved, folder_to)
+    assert [entry.id for entry in library.find("ink")] == before
+
+
+def test_what_comes_back_from_the_trash_takes_no_name_from_who_has_it_by_then(tmp_path):
+    top = tmp_path / "loras"
+    write_lora(top / "ink.safetensors", seed=1)
+    library = Library(top, index=tmp_path / "index.sqlite")
+    library.refresh()
+    token = library.trash(one(library, "ink").id)
+    write_lora(tmp_path / "other.safetensors", seed=2)
+    other = library.add(tmp_path / "other.safetensors", "ink")
+    library.move(other.id, "sub")
+    (back,) = library.restore(token)
+    assert [entry.id for entry in library.find("ink")] == [other.id, back.id]

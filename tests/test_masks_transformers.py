@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from lora_mixer import LoraMixer, MixError
+from lora_mixer.engines.denoiser.places import is_off_picture
 from lora_mixer.engines.hooks import output_hooks
+from lora_mixer.families import family_of_class
 from tests.models import tiny_sd
-from tests.transformers_data import outputs, parts_of, reference
+from tests.transformers_data import call_arguments, outputs, parts_of, reference
 
 # A layer that works on each token alone and behind which nothing mixes tokens: what it changes at a place of the picture is
 # seen at that place of the output, and nowhere else.
@@ -310,3 +312,81 @@ def test_a_layer_whose_rows_are_timesteps_has_no_mix_for_each_image(shared_data,
             mixer.set_mix([{"a": 0.5}, {}])
     else:
         mixer.set_mix([{"a": 0.5}, {}])
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "on_picture"),
+    [
+        ("sd35m/kohya_te123", "transformer_blocks.0.attn2.to_q", True),
+        ("sd35m/kohya_te123", "transformer_blocks.0.attn2.to_k", True),
+        ("sd35m/kohya_te123", "transformer_blocks.1.attn2.to_v", True),
+        ("pixart/peft_script", "transformer_blocks.0.attn2.to_k", False),
+        ("chroma/kohya", "distilled_guidance_layer.in_proj", False),
+        ("chroma/kohya", "distilled_guidance_layer.layers.1.linear_2", False),
+        ("chroma/kohya", "distilled_guidance_layer.out_proj", False),
+        ("mochi/diffusers", "time_embed.pooler.to_kv", False),
+    ],
+)
+def test_a_mask_lies_on_the_layers_that_see_the_picture_and_is_its_share_on_all_others(
+    shared_data, name, path, on_picture
+):
+    """Second attentions are on the text in most families and on the picture in SD3.5; modulation comes in rows on Chroma."""
+    wanted = reference(shared_data, name)
+    parts = parts_of(shared_data, wanted)
+    root = parts.components["transformer"]
+    layer = root.get_submodule(path)
+    table = pair(layer)
+    mixer = LoraMixer(parts)
+    mixer.load_lora_weights({f"transformer.{path}.{leaf}": t for leaf, t in table.items()}, "a")
+    mask = torch.zeros(4, 4)
+    mask[:, :1] = 1
+    mixer.set_mix({"a": {"weight": 1.0, "mask": mask}})
+    call = call_arguments(shared_data, wanted)
+    if wanted.family == "mochi":  # as many tokens of text as the film has places
+        latents, text = call["hidden_states"], call["encoder_hidden_states"]
+        count = latents.shape[2] * latents.shape[3] // 2 * (latents.shape[4] // 2)
+        call["encoder_hidden_states"] = torch.randn(len(latents), count, text.shape[-1])
+        call["encoder_attention_mask"] = torch.ones(len(latents), count)
+    elif "img_ids" in call:
+        call["img_ids"] = torch.tensor([[0, row, column] for row in range(4) for column in range(4)])
+    seen = []
+    handle = layer.register_forward_hook(lambda _module, args, output: seen.append((args[0], output)))
+    with torch.no_grad():
+        root(**call)
+    handle.remove()
+    ((inputs, output),) = seen
+    share = torch.full(inputs.shape[1:-1], 0.25)
+    if on_picture:
+        share = mask.flatten()
+    change = inputs @ (table["lora_up.weight"] @ table["lora_down.weight"]).T * share[None, :, None]
+    assert torch.allclose(output, layer.forward(inputs) + change, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "off", "on"),
+    [
+        (
+            "LTX2VideoTransformer3DModel",
+            [
+                "audio_proj_in", "transformer_blocks.3.audio_attn1.to_k", "transformer_blocks.0.audio_ff.net.2",
+                "transformer_blocks.0.audio_to_video_attn.to_v", "transformer_blocks.0.video_to_audio_attn.to_q",
+                "transformer_blocks.0.attn2.to_k",
+            ],
+            [
+                "proj_in", "transformer_blocks.0.attn1.to_k", "transformer_blocks.0.audio_to_video_attn.to_q",
+                "transformer_blocks.0.video_to_audio_attn.to_k", "transformer_blocks.0.ff.net.2",
+            ],
+        ),
+        (
+            "HiDreamImageTransformer2DModel",
+            [
+                "double_stream_blocks.0.block.attn1.to_q_t", "double_stream_blocks.0.block.attn1.to_out_t",
+                "double_stream_blocks.1.block.ff_t.w2",
+            ],
+            ["double_stream_blocks.0.block.attn1.to_q", "single_stream_blocks.0.block.ff_i.shared_experts.w1"],
+        ),
+    ],
+)  # fmt: skip
+def test_streams_beside_the_pictures_are_known_by_their_family(kind, off, on):
+    family = family_of_class(kind)
+    assert [path for path in off + on if is_off_picture(path, family)] == off

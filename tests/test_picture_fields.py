@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +30,8 @@ from lora_mixer.picture_metadata import (
 )
 from lora_mixer.pictures import PICTURE_FIELDS, PictureFields
 from lora_mixer.ui import limits
+from lora_mixer.ui.handlers.make import read_more
+from lora_mixer.ui.messages import FieldError
 
 NUMBERS = [about for about in PICTURE_FIELDS.values() if about.kind != "text"]
 BEYOND = [
@@ -306,3 +311,51 @@ def test_the_page_and_the_nodes_take_no_more_than_the_table():
     assert steps.high >= limits.MAX_STEPS
     assert width.low <= limits.MIN_SIDE < limits.MAX_SIDE <= min(width.high, height.high)
     assert seed.high == limits.MAX_SEED + limits.MAX_COUNT
+
+
+class Starts:
+    """What the page keeps to start from: anything."""
+
+    def path(self, digest):
+        return f"{digest}.png"
+
+
+PAGE = SimpleNamespace(
+    models=SimpleNamespace(facts=SimpleNamespace(samplers={}, guided=True, title="m")), starts=Starts()
+)
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "plus", "beside"),
+    [
+        ("clip_skip", "clip_skip", 1, {}),
+        ("strength", "strength", 0, {"start": "a"}),
+        ("guide_scale", "ip_adapter_scale", 0, {"guide": "a"}),
+    ],
+)
+def test_the_page_takes_numbers_within_the_tables_limits(key, name, plus, beside):
+    about = PICTURE_FIELDS[name]
+    given = {**limits.NOTHING_MORE, "guide": "a", **beside}
+
+    for value in (about.low, about.high):
+        assert read_more(PAGE, {**given, key: value + plus}).get(name, about.low) == value
+    for value in (about.low - 1, about.high + 1):
+        with pytest.raises(FieldError):
+            read_more(PAGE, {**given, key: value + plus})
+
+
+@pytest.mark.parametrize("name", ["sampler", "schedule"])
+def test_the_page_takes_names_as_long_as_the_tables(name):
+    with pytest.raises(FieldError, match=f"{PICTURE_FIELDS[name].high:g}"):
+        read_more(PAGE, {name: "x" * (int(PICTURE_FIELDS[name].high) + 1)})
+
+
+def test_what_the_page_has_where_nothing_is_said_stands_in_one_place():
+    root = Path(limits.__file__).parent
+
+    said = {
+        path.name
+        for path in (*root.rglob("*.py"), *root.rglob("*.js"))
+        if re.search(r"guide_scale[^\w\n]*:\s*0", path.read_text(encoding="utf-8"))
+    }
+    assert said == {"limits.py"}

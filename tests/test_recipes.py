@@ -8,11 +8,12 @@ import json
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from typer.testing import CliRunner
 
 from lora_mixer import (
@@ -24,17 +25,22 @@ from lora_mixer import (
     MixError,
     PlanError,
     SaveError,
+    SourceNotFoundError,
+    UnsupportedAdapterError,
+    fresh,
     read_adapter,
 )
 from lora_mixer.algorithms import table as algorithm_table
-from lora_mixer.batches import WORKER_ENGINES, run_plan
+from lora_mixer.batches import PLAN_FORMS, WORKER_ENGINES, load_plan, parse_plan, run_plan
 from lora_mixer.cli._app import app
-from lora_mixer.cli._completing import engines
+from lora_mixer.cli._completing import engines, plans
 from lora_mixer.engines.table import ENGINES
 from lora_mixer.formats import fronts, leaves
 from lora_mixer.fresh.starts import STARTS
 from lora_mixer.merging import METHODS as MERGING
 from lora_mixer.mixes import METHODS as MIXING
+from lora_mixer.pictures import read_checkpoint
+from lora_mixer.sources import _resolve
 from lora_mixer.writing import FORMATS, convert, merge
 from lora_mixer.writing.formats.format import safetensors
 from tests import recipe_parts
@@ -173,7 +179,7 @@ class TestMethodOfAMix:
 class TestAlgorithm:
     @pytest.fixture(autouse=True)
     def _row(self, monkeypatch):
-        monkeypatch.setitem(algorithm_table.KINDS, "outer", recipe_parts.OUTER)
+        monkeypatch.setitem(algorithm_table.ALGORITHMS, "outer", recipe_parts.OUTER)
         leaves._table.cache_clear()
         yield
         leaves._table.cache_clear()
@@ -204,6 +210,13 @@ class TestAlgorithm:
         (folder / "adapter_config.json").write_text('{"peft_type": "OUTER", "outer_sides": 2}')
 
         assert read_adapter(folder).algorithms == ("outer",)
+        assert read_checkpoint(folder / "adapter_model.safetensors").kind == "adapter"
+        save_file(
+            {**tensors, "base_model.model.one.outer_c.weight": torch.ones(6)},
+            folder / "adapter_model.safetensors",
+        )
+        with pytest.raises(UnsupportedAdapterError, match="outer_c"):
+            read_adapter(folder)
 
     def test_what_does_not_fit_is_told(self, net):
         with pytest.raises(Exception, match=r"made for \(4, 4\), the module has \(6, 6\)"):
@@ -286,7 +299,7 @@ def test_a_family_is_one_row(tmp_path):
     from tests.recipe_family import LOOM
     table.FAMILIES = families.FAMILIES = (*table.FAMILIES, LOOM)
     from lora_mixer import LoraMixer, read_adapter
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file, save, save_file
 
     class Attention(torch.nn.Module):
         def __init__(self):
@@ -403,6 +416,54 @@ class TestOutputFormat:
         assert checks.choice("blunt", "Format", tuple(FORMATS), "export-format") == "blunt"
 
 
+class TestFreshKind:
+    @pytest.fixture(autouse=True)
+    def _row(self, monkeypatch):
+        monkeypatch.setitem(fresh.KINDS, "HRA", recipe_parts.REFLECTIONS)
+
+    def test_it_is_trained_saved_and_read_by_its_configuration(self, net, tmp_path):
+        base, mixer = weights(net), LoraMixer(net)
+        x = torch.randn(3, 6, generator=torch.Generator().manual_seed(9))
+        plain = net(x)
+        mixer.add_adapter(fresh.HRAConfig(r=2, target_modules=["one"]), "a")
+        ((name, parameter),) = mixer.named_trainable_parameters("a")
+
+        assert (name.endswith("one.hra_u"), parameter.shape) == (True, (6, 2))
+        assert torch.allclose(net(x), plain, atol=1e-6)
+        net(x).sum().backward()
+        assert parameter.grad.abs().max() > 0
+        with torch.no_grad():
+            parameter += torch.randn(6, 2, generator=torch.Generator().manual_seed(4))
+        mixer.save_lora_weights(tmp_path / "out", format="peft")
+        assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["peft_type"] == "HRA"
+        other = Net()
+        LoraMixer(other).load_lora_weights(tmp_path / "out", "a")
+        unit = torch.nn.functional.normalize(parameter.detach(), dim=0)
+        turned = base["one.weight"]
+        for column in unit.T:
+            turned = turned - 2 * (turned @ column).outer(column)
+        assert torch.allclose(other.one.weight, turned, atol=1e-5)
+
+    def test_dicts_mean_it_and_what_is_wrong_is_told(self, net):
+        mixer = LoraMixer(net)
+        assert mixer.add_adapter({"peft_type": "HRA", "r": 2, "target_modules": ["two"]}, "a").matched == 1
+        for config in ({"r": 0, "target_modules": ["two"]}, {"r": 2, "ranks": 3}):
+            with pytest.raises(AdapterConfigError):
+                mixer.add_adapter({"peft_type": "HRA", **config}, "b")
+
+    def test_its_usual_targets_are_its_own(self, net):
+        net.config = SimpleNamespace(model_type="net")
+        mixer = LoraMixer(net)
+        mixer.add_adapter(fresh.HRAConfig(r=2), "a")
+
+        assert [name for name, _ in mixer.named_trainable_parameters("a")] == ["base_model.model.two.hra_u"]
+
+    def test_its_name_is_one_of_the_room(self):
+        with pytest.raises(AttributeError, match="HRBConfig"):
+            fresh.HRBConfig  # noqa: B018 -- the look is what is tested
+        assert fresh.HRAConfig is recipe_parts.HRAConfig
+
+
 class TestStart:
     @pytest.fixture(autouse=True)
     def _row(self, monkeypatch):
@@ -461,3 +522,45 @@ class TestEngineOfBatches:
         assert engines("cou") == ["counted"]
         with pytest.raises(PlanError, match="local, processes, ray, counted, got 'threads'"):
             run_plan({}, engine="threads")
+
+
+class TestFormOfPlans:
+    @pytest.fixture(autouse=True)
+    def _row(self, monkeypatch):
+        monkeypatch.setitem(PLAN_FORMS, "prompts", recipe_parts.PROMPTS)
+
+    def test_its_files_are_read_and_their_lines_told(self, tmp_path):
+        (tmp_path / "a.txt").write_text("a cat\na dog\n")
+        plan = load_plan(tmp_path / "a.txt")
+
+        assert [job.prompt for job in plan.jobs] == ["a cat", "a dog"]
+        assert plan.line("jobs", 1) == 2
+        (tmp_path / "b.prompts").write_text("a cat\n\n")
+        with pytest.raises(PlanError, match="line 2: a line without a prompt"):
+            load_plan(tmp_path / "b.prompts")
+
+    def test_help_completion_and_refusals_name_it(self, tmp_path):
+        told = " ".join(CliRunner().invoke(app, ["batch", "--help"], env={"COLUMNS": "300"}).output.split())
+        (tmp_path / "a.txt").touch()
+        (tmp_path / "a.toml").write_text("x")
+
+        assert ".csv, .prompts, .txt." in told
+        assert plans(f"{tmp_path}/") == [f"{tmp_path}/a.txt"]
+        with pytest.raises(PlanError, match=r"ends with .*\.csv, \.prompts, \.txt, got '\.toml'"):
+            load_plan(tmp_path / "a.toml")
+        with pytest.raises(PlanError, match="yaml, json, jsonl, csv, prompts, got 'toml'"):
+            parse_plan(b"", "toml")
+
+
+def test_a_source_of_adapters_is_one_row(net, monkeypatch):
+    before = weights(net)
+    with pytest.raises(SourceNotFoundError, match="neither a file or folder"):
+        read_adapter("shelf:ink")
+    monkeypatch.setattr(_resolve, "NAMED", (*_resolve.NAMED, recipe_parts.from_shelf))
+    monkeypatch.setitem(recipe_parts.SHELF, "ink", save(adapter(1)))
+
+    assert read_adapter("shelf:ink").algorithms == ("lora",)
+    assert LoraMixer(net).load_lora_weights("shelf:ink", "a").complete
+    assert torch.allclose(net.one.weight, before["one.weight"] + change(adapter(1), "one"), atol=1e-6)
+    with pytest.raises(SourceNotFoundError):  # a path is a path
+        read_adapter(Path("shelf:ink"))

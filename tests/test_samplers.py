@@ -7,6 +7,7 @@ import inspect
 import itertools
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import diffusers
 import numpy as np
@@ -127,16 +128,46 @@ def test_align_your_steps_takes_the_papers_timesteps(mixer):
 @pytest.mark.parametrize("sdxl", [False, True])
 def test_align_your_steps_falls_evenly_for_other_numbers_of_steps(steps, sdxl):
     own = tiny_sd().scheduler
-    ten = diffusers.schedulers.AysSchedules[
-        "StableDiffusionXLTimesteps" if sdxl else "StableDiffusionTimesteps"
-    ]
+    name = "StableDiffusionXLTimesteps" if sdxl else "StableDiffusionTimesteps"
+    ten = diffusers.schedulers.AysSchedules[name]
 
-    found = ays_timesteps(own, steps, sdxl=sdxl)
+    found = ays_timesteps(own, steps, name)
 
     assert len(found) == steps
     assert all(a > b for a, b in itertools.pairwise(found))
     assert found[0] == ten[0] or abs(found[0] - ten[0]) <= 1
     assert steps == 1 or abs(found[-1] - ten[-1]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("part", "kind", "config", "xl"),
+    [
+        ("unet", "UNet2DConditionModel", {"cross_attention_dim": 768}, False),
+        ("unet", "UNet2DConditionModel", {"cross_attention_dim": 2048}, True),
+        ("unet", "UNet2DConditionModel", {"cross_attention_dim": [1280]}, True),  # the refiner
+        (
+            "unet",
+            "UNet2DConditionModel",
+            {"cross_attention_dim": 64, "addition_embed_type": "text_time"},
+            True,
+        ),
+        ("unet", "UNet2DConditionModel", {"cross_attention_dim": 64}, False),
+        # has two text encoders and is none of SDXL's kin
+        ("transformer", "HunyuanDiT2DModel", {}, False),
+        ("transformer", "SomebodysOwn", {}, False),
+    ],
+)
+def test_align_your_steps_goes_by_the_family(part, kind, config, xl, mixer, monkeypatch):
+    model = type(kind, (torch.nn.Module,), {})()
+    model.config = SimpleNamespace(**config)
+    maker = PictureMaker(mixer)
+    components = {part: model, "text_encoder_2": torch.nn.Linear(2, 2)}
+    monkeypatch.setattr("lora_mixer.pictures.maker.find_components", lambda pipe: components)
+
+    steps = maker._ays(tiny_sd().scheduler, 10)
+
+    name = "StableDiffusionXLTimesteps" if xl else "StableDiffusionTimesteps"
+    assert steps == diffusers.schedulers.AysSchedules[name]
 
 
 def test_pictures_of_other_samplers_share_no_call_and_each_has_its_own(mixer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from lora_mixer.ui import jobs as ui_jobs
 from lora_mixer.ui.guard import TRIES, Brake, Sessions
 from lora_mixer.ui.jobs import Jobs, Order, SessionJob
 from lora_mixer.ui.messages import without_paths
-from tests.browser import STEPS, serving
+from tests.browser import STEPS, held, serving
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,97 @@ def test_a_flood_of_calls_leaves_the_page_answering_and_ends_when_nobody_listens
     assert len(app.queue) == 0
 
 
-def held(jobs, owner, kind="make"):
+ASKED = ["a program", "", 1, 2, 3.0, 64, 64, "", 1, "", "", 0]
+WAYS = ("run", "api", "call", "call of a session", "call/v2", "queue")
+
+
+@pytest.fixture
+def begun(monkeypatch):
+    """The jobs that begin, whose listeners are looked for all the time."""
+    jobs, own = [], Jobs.submit
+
+    def submit(*values, **named):
+        job, fresh = own(*values, **named)
+        jobs.append(job)
+        return job, fresh
+
+    monkeypatch.setattr(Jobs, "submit", submit)
+    monkeypatch.setattr(ui_jobs, "GRACE", 0.5)
+    monkeypatch.setattr(ui_jobs, "_LOOK_EVERY", 0.05)
+    return jobs
+
+
+def asked_for(url, numbers, way, leaves):
+    """Ask for a picture as programs do, and return what came of it; ``leaves`` ends it at once."""
+    api = f"{url}gradio_api/"
+    if way in ("run", "api"):
+        patience = httpx.Timeout(60, read=0.3) if leaves else 60
+        with suppress(httpx.ReadTimeout):
+            return httpx.post(f"{api}{way}/make", json={"data": ASKED}, timeout=patience).text
+        return ""
+    session = f"program-{threading.get_ident()}-{time.monotonic_ns()}"
+    if way == "queue":
+        join(url, numbers["make"], ASKED, session)
+        stream, params = f"{api}queue/data", {"session_hash": session}
+    else:
+        body = {"data": ASKED, **({"session_hash": session} if "session" in way else {})}
+        path = way.partition(" ")[0]
+        if path == "call/v2":
+            body = {"prompt": "a program", "steps": 2, "width": 64, "height": 64}
+        event = httpx.post(f"{api}{path}/make", json=body, timeout=60).json()["event_id"]
+        stream, params = f"{api}{path}/make/{event}", {}
+    with httpx.stream("GET", stream, params=params, timeout=60) as lines:
+        told = ""
+        for line in lines.iter_lines():
+            if leaves:
+                return ""
+            told += line
+        return told
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_program_that_waits_for_its_picture_gets_it_and_one_that_left_keeps_nobody_waiting(
+    calls, app, begun, monkeypatch, way
+):
+    url, numbers = calls
+    with held(app, monkeypatch) as gate, ThreadPoolExecutor(2) as threads:
+        waits = threads.submit(asked_for, url, numbers, way, False)
+        others = threads.submit(asked_for, url, numbers, "run", False)  # is one more and nobody's
+        end = time.monotonic() + 60
+        while len(begun) < 2 and time.monotonic() < end:
+            threading.Event().wait(0.02)
+        start = time.monotonic()
+        while (
+            any(not job.stop.is_set() and job.seen < start + 1.5 for job in begun) and time.monotonic() < end
+        ):
+            threading.Event().wait(0.02)
+        assert [job.stop.is_set() for job in begun] == [False, False]
+        gate.open()
+        for answer in (waits, others):
+            assert "pictures/" in answer.result(), answer.result()
+    begun.clear()
+    with held(app, monkeypatch):
+        asked_for(url, numbers, way, True)
+        end = time.monotonic() + 60
+        while not (begun and begun[0].stop.is_set()) and time.monotonic() < end:
+            threading.Event().wait(0.02)
+        assert [job.stop.is_set() for job in begun] == [True]
+
+
+def test_all_who_come_by_the_model_context_protocol_are_several(calls, app, begun, monkeypatch):
+    """They have one session of Gradio's own, which is there as long as the server."""
+    url, numbers = calls
+    with held(app, monkeypatch) as gate:
+        for _ in range(3):
+            join(url, numbers["make"], ASKED, "all of the protocol", **{"x-gradio-user": "mcp"})
+        end = time.monotonic() + 60
+        while len(begun) < 3 and time.monotonic() < end:
+            threading.Event().wait(0.02)
+        assert len({job.owner for job in begun}) == 3
+        gate.open()
+
+
+def kept_busy(jobs, owner, kind="make"):
     """An order that goes on until it is stopped."""
 
     def work(job: SessionJob):
@@ -74,18 +165,18 @@ def held(jobs, owner, kind="make"):
 
 def test_jobs_are_bounded_for_each_session_and_in_all():
     jobs = Jobs(limit=2)
-    first, fresh = held(jobs, "a")
+    first, fresh = kept_busy(jobs, "a")
     assert fresh
     for _ in range(ui_jobs.MAX_WAITING):
-        same, fresh = held(jobs, "a")
+        same, fresh = kept_busy(jobs, "a")
         assert (same, fresh) == (first, False)
     with pytest.raises(PictureError, match="wait already"):
-        held(jobs, "a")
+        kept_busy(jobs, "a")
     with pytest.raises(PictureError, match="still being made on Make"):
-        held(jobs, "a", "grid")
-    held(jobs, "b")
+        kept_busy(jobs, "a", "grid")
+    kept_busy(jobs, "b")
     with pytest.raises(PictureError, match="2 sessions"):
-        held(jobs, "c")
+        kept_busy(jobs, "c")
     for order in list(first.orders):
         jobs.rearrange("a", order.number, None)
     for owner in ("a", "b"):
@@ -102,9 +193,9 @@ def test_jobs_are_bounded_for_each_session_and_in_all():
 )
 def test_what_is_refused_while_something_goes_on_says_where_it_goes_on(kind, words):
     jobs = Jobs()
-    held(jobs, "a", kind)
+    kept_busy(jobs, "a", kind)
     with pytest.raises(PictureError, match=words):
-        held(jobs, "a", "bake")
+        kept_busy(jobs, "a", "bake")
     jobs.stop("a")
 
 
@@ -130,9 +221,9 @@ def test_an_error_of_no_ones_is_told_in_words(error, words):
 
 def test_one_session_cannot_rearrange_what_another_has_waiting():
     jobs = Jobs()
-    job, _ = held(jobs, "a")
-    held(jobs, "a")
-    held(jobs, "b")
+    job, _ = kept_busy(jobs, "a")
+    kept_busy(jobs, "a")
+    kept_busy(jobs, "b")
     (order,) = job.orders
     jobs.rearrange("b", order.number, None)
     assert list(job.orders) == [order]
@@ -157,8 +248,10 @@ def test_who_brings_the_same_token_is_the_same_person_and_nobody_else():
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:7860", "127.0.0.1.evil.example", "", "[::2]", "localhost.evil"]
-)
+    "host",
+    ["evil.example", "evil.example:7860", "127.0.0.1.evil.example", "", "[::2]", "localhost.evil", "localhost.", "2130706433",
+     "0x7f.1", "127.1", "[::1]evil", "[::1].evil.example", "127.0.0.1:evil.example", "127.0.0.1:80@evil.example", "127.0.0.1, evil.example"],
+)  # fmt: skip
 @pytest.mark.parametrize("path", ["", "config", "gradio_api/info", "theme.css"])
 def test_another_host_is_refused_everywhere(site, host, path):
     assert httpx.get(f"{site[0]}{path}", headers={"Host": host}, timeout=60).status_code == 421
@@ -190,6 +283,9 @@ def test_names_of_loopback_are_answered(site, host):
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
         {"Origin": "http://127.0.0.1:1"},
+        {"Origin": "http://[evil"},
+        {"Referer": "http://evil.example/page"},  # all that an old browser says
+        {"Referer": "http://127.0.0.1:1/"},
     ],
 )
 def test_what_writes_is_refused_to_other_sites(site, path, headers):
@@ -200,6 +296,41 @@ def test_what_writes_is_refused_to_other_sites(site, path, headers):
         timeout=60,
     )
     assert found.status_code == 403
+
+
+ELSEWHERE = (
+    {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"},
+    {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors", "Sec-Fetch-Dest": "empty"},
+    {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "script"},
+    {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"},
+    {"Origin": "http://evil.example"},
+)
+FOLLOWED = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+
+
+@pytest.mark.parametrize("headers", ELSEWHERE)
+@pytest.mark.parametrize(
+    "path", ["", "config", "gradio_api/heartbeat/x", "pictures/x.png", "gradio_api/queue/data?session_hash=x"]
+)
+def test_other_sites_draw_nothing_of_the_page_into_theirs(site, path, headers):
+    """Nor is a picture of it shown in theirs, nor a stream opened; a link that somebody follows leads here."""
+    assert httpx.get(f"{site[0]}{path}", headers=headers, timeout=60).status_code == 403
+
+
+def test_a_link_on_another_site_leads_to_the_page(site):
+    assert httpx.get(site[0], headers=FOLLOWED, timeout=60).status_code == 200
+
+
+@pytest.mark.parametrize("headers", [*ELSEWHERE, FOLLOWED, {"Referer": "http://evil.example/"}])
+def test_nobody_is_logged_out_by_another_site(tmp_path, headers):
+    with serving(tmp_path / "out", tmp_path / "cache", auth=("user", "word")) as (url, _):
+        said = httpx.post(f"{url}login", data={"username": "user", "password": "word"}, timeout=60)
+        cookies = "; ".join(each.partition(";")[0] for each in said.headers.get_list("set-cookie"))
+        seen = [
+            httpx.get(f"{url}{path}", headers={"Cookie": cookies, **more}, timeout=60).status_code
+            for path, more in (("logout", headers), ("config", {}), ("logout", {}), ("config", {}))
+        ]
+        assert seen == [403, 200, 302, 401]
 
 
 @pytest.mark.parametrize(
@@ -244,6 +375,23 @@ def test_wrong_passwords_are_slowed_and_the_right_one_works_afterwards(tmp_path)
         assert httpx.get(f"{url}config", timeout=60).status_code == 401
 
 
+@pytest.mark.parametrize("name", ["X-Forwarded-For", "X-Real-IP", "Forwarded"])
+def test_an_address_that_a_header_names_takes_the_brake_off_for_no_one(tmp_path, name):
+    """Whoever is at this machine may write any address there."""
+    with serving(tmp_path / "out", tmp_path / "cache", auth=("user", "word")) as (url, _):
+        tries = [
+            httpx.post(
+                f"{url}login",
+                data={"username": "user", "password": str(n)},
+                headers={name: f"9.9.{n // 250}.{n % 250}"},
+                timeout=60,
+            ).status_code
+            for n in range(ui_guard.TRIES_IN_ALL + 20)
+        ]
+        assert tries.count(400) <= ui_guard.TRIES_IN_ALL
+        assert set(tries) == {400, 429}
+
+
 def test_the_brake_lets_go_and_holds_each_address_alone(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(ui_guard, "time", SimpleNamespace(monotonic=lambda: now[0]))
@@ -267,6 +415,9 @@ def test_the_brake_lets_go_and_holds_each_address_alone(monkeypatch):
         ([f"2001:db8:0:1::{n:x}" for n in range(99)], 400, TRIES),
         ([f"2001:db8:0:{n:x}::1" for n in range(99)], 400, 99),
         ([f"1.1.1.{n}" for n in range(99)], 400, 99),
+        ([f"1.1.{n // 200}.{n % 200}" for n in range(400)], 400, ui_guard.TRIES_IN_ALL),
+        ([f"2001:db8:{n:x}::1" for n in range(400)], 400, ui_guard.TRIES_IN_ALL),
+        ([f"1.1.{n // 200}.{n % 200}" for n in range(400)], 200, 400),
         (["fe80::1%eth0", "fe80::2%eth0"] * 50, 400, TRIES),
         (["unix", ""] * 50, 400, 2 * TRIES),
         (["1.1.1.1"] * 9 * TRIES, 200, 9 * TRIES),
@@ -363,6 +514,93 @@ def test_no_upload_takes_a_name_over(app, tidy, tmp_path, monkeypatch, way):
                 handlers.rename(app, {"id": mine, "name": name})
         taken[name] = [each for each, meant in before.items() if app.entry_named(each).id != meant]
     assert {name: spelled for name, spelled in taken.items() if spelled} == {}
+
+
+def unlike(count, folder):
+    """So many adapters for the demo's model, no two the same."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(demo_adapters()["ink"].path)
+    files = [folder / f"{number}.safetensors" for number in range(count)]
+    for number, file in enumerate(files):
+        save_file({key: (each.float() * (number + 2)).to(each.dtype) for key, each in tensors.items()}, file)
+    return files
+
+
+def test_uploads_of_one_name_at_once_get_names_that_nothing_had(app, tidy, tmp_path):
+    """Nor those that the library would number them by: ``same_2`` is what mixes know another by."""
+    from lora_mixer.ui.handlers import library as handlers
+
+    first, *files = unlike(7, tmp_path)
+    handlers.upload(app, [str(first)], str(tmp_path), "same_2")
+    known = app.entry_named("same_2").id
+    handlers.rename(app, {"id": known, "name": "renamed"})
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(lambda file: handlers.upload(app, [str(file)], str(tmp_path), "same"), files))
+    assert {name for name in app.names() if name.startswith("same")} == {
+        "same",
+        *(f"same-{n}" for n in range(2, 7)),
+    }
+    assert app.entry_named("same_2").id == known
+
+
+def test_a_folder_of_the_name_makes_no_upload_take_another_ones(app, tidy, tmp_path):
+    from lora_mixer.ui.handlers import library as handlers
+
+    first, second = unlike(2, tmp_path)
+    handlers.upload(app, [str(first)], str(tmp_path), "folded_2")
+    known = app.entry_named("folded_2").id
+    handlers.rename(app, {"id": known, "name": "unfolded"})
+    (app.uploads / "folded").mkdir()
+    try:
+        assert "folded-2" in handlers.upload(app, [str(second)], str(tmp_path), "folded")[0]
+        assert app.entry_named("folded_2").id == known
+    finally:
+        (app.uploads / "folded").rmdir()
+
+
+def test_a_name_under_which_a_file_is_being_added_is_given_to_nobody_else(app, tidy, tmp_path):
+    from lora_mixer.ui.handlers import library as handlers
+
+    (file,) = unlike(1, tmp_path)
+    handlers.upload(app, [str(file)], str(tmp_path), "waits")
+    card = {"id": app.entry_named("waits").id, "name": "COMING"}
+    with app.new_name("coming") as name:
+        assert name == "coming"
+        with pytest.raises(PictureError, match="being added under the name COMING"):
+            handlers.rename(app, card)
+        with app.new_name("Coming") as other:
+            assert other == "Coming-2"
+    assert handlers.rename(app, card)["title"] == "COMING"
+
+
+def test_who_puts_an_adapter_into_the_trash_is_told_whom_its_name_means_now(app, tidy, tmp_path):
+    from lora_mixer.ui.handlers import library as handlers
+
+    for folder, file in zip(("one", "two"), unlike(2, tmp_path), strict=True):
+        (app.uploads / folder).mkdir(exist_ok=True)
+        (app.uploads / folder / "heirloom.safetensors").write_bytes(file.read_bytes())
+    app.scan(wait=20)
+    gone = handlers.to_trash(app, app.entry_named("heirloom").id)
+    assert (gone["title"], gone["heir"]) == ("heirloom", "adapters/two")
+    assert handlers.to_trash(app, app.entry_named("heirloom").id)["heir"] == ""
+
+
+def test_a_mix_is_saved_over_no_other_that_comes_at_the_same_time(app):
+    from lora_mixer.ui.handlers import mix as handlers
+
+    def save(weight):
+        rows = {"rows": [{"name": "ink", "unet": weight / 16}]}
+        return handlers.save(app, "all at once", rows, replacing=False)
+
+    with ThreadPoolExecutor(12) as threads:
+        answers = list(threads.map(save, range(1, 13)))
+    handlers.delete(app, "all at once")
+    assert sum("said" in each for each in answers) == 1
+    assert sum("exists" in each for each in answers) == 11
+    for name in ("a\0", "\ud800"):
+        with pytest.raises(LoraMixerError, match="letters that cannot be written"):
+            handlers.save(app, name, {"rows": [{"name": "ink"}]}, replacing=True)
 
 
 def test_an_id_of_an_adapter_is_not_taken_as_a_name(app, tidy, tmp_path):

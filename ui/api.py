@@ -12,7 +12,7 @@ from .handlers import library as handlers
 from .handlers.gallery import of_gallery
 from .handlers.make import read_request, several
 from .jobs import make_all
-from .limits import MAX_COUNT
+from .limits import MAX_COUNT, NO_SKIP
 from .mix_rows import read_mix
 from .pages.shared import guarded
 
@@ -67,7 +67,7 @@ def add_api(shared: Shared) -> None:
             guidance_scale or facts.defaults["guidance_scale"],
             width or facts.size[0],
             height or facts.size[1],
-            {"sampler": sampler, "schedule": schedule, "clip_skip": clip_skip + 1},
+            {"sampler": sampler, "schedule": schedule, "clip_skip": clip_skip + NO_SKIP},
             None,
         )
         model = app.models.number
@@ -75,7 +75,7 @@ def add_api(shared: Shared) -> None:
             replace(wanted, mix=read_mix(mix, app)), checks.whole(count, "count", 1, MAX_COUNT)
         )
         made = await shared.jobs.result(
-            shared.owner_of(request) if request is not None else "api",
+            shared.program_of(request) if request is not None else "api",
             "api",
             "a program's pictures",
             lambda job: make_all(app, job, requests, lambda _: None, model=model),

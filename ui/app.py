@@ -154,7 +154,7 @@ def launch(
         require("mcp", "mcp")
     app = app or AppState(options, tell)
     blocks = build(app)
-    hosts = None if auth is not None else (*LOOPBACK, host)
+    hosts = None if auth is not None else (*LOOPBACK, f"[{host}]" if ":" in host else host)
     served: Sequence[str] = [str(app.pictures), str(app.downloads)]
     blocks.queue(default_concurrency_limit=None, max_size=512, api_open=True)
     blocks.launch(

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import threading
 import warnings
 from collections import OrderedDict
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer import FairQueue, PartialMatchWarning, demo_adapters
-from lora_mixer.errors import AdapterNameError, LoraMixerError
+from lora_mixer.errors import AdapterNameError, LoraMixerError, PictureError
 from lora_mixer.library import Entry, Fit, Library, SavedMixes, compatible, safe_name
 from lora_mixer.parsing import at_home
 from lora_mixer.pictures import DEMO, ModelOptions
@@ -27,7 +28,7 @@ from .saved_rows import SavedRows
 from .starts import Starts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from lora_mixer import LoraMixer, PictureMaker, PictureRequest
     from lora_mixer.mixes import BlockLayout
@@ -104,6 +105,9 @@ class AppState:
             folders = [self._demo]
         self._loaded: OrderedDict[str, tuple[str, int, float]] = OrderedDict()
         self._lock = threading.RLock()
+        self._naming, self._given = threading.Lock(), set[str]()
+        self.saving = threading.Lock()
+        """Held while somebody looks whether a mix is saved under a name, and saves one."""
         self.queue = FairQueue()
         self.sessions = Sessions()
         self.library = Library([self.uploads, *folders], index=out / "library.sqlite")
@@ -195,11 +199,53 @@ class AppState:
         """Return entries in the order in which they have a right to their names: uploads come last."""
         return sorted(entries, key=lambda entry: (entry.offline, entry.root == self.uploads))
 
-    def free_name(self, wanted: str) -> str:
-        """Return a name for a new file that nothing is called by yet, so that no mix means another file from now on."""
+    @contextmanager
+    def new_name(self, wanted: str) -> Iterator[str]:
+        """
+        Give a new file a name that nothing is called by yet, so that no mix means another file from now on.
+
+        Nobody else is given it for as long as the block lasts: several files come at a time.
+
+        Args:
+            wanted: What it would be called.
+        """
         stem = safe_name(wanted)
         tries = (stem, *(f"{stem}-{number}" for number in range(2, 10_000)))
-        return next(name for name in tries if self.entry_named(name) is None)
+        with self._naming:
+            name = next(name for name in tries if self._is_free(name))
+            self._given.add(name.casefold())
+        try:
+            yield name
+        finally:
+            self._given.discard(name.casefold())
+
+    @contextmanager
+    def given_name(self, name: str) -> Iterator[None]:
+        """
+        Keep a name from new files for a block, in which another gets it.
+
+        Raises:
+            PictureError: When a file comes under this name just now.
+        """
+        with self._naming:
+            if name.casefold() in self._given:
+                raise PictureError(
+                    f"a file is being added under the name {name}: choose another", adapter=name
+                )
+            self._given.add(name.casefold())
+        try:
+            yield
+        finally:
+            self._given.discard(name.casefold())
+
+    def _is_free(self, name: str) -> bool:
+        """Say whether a new file can be called so: the library numbers what lies there already, and asks nobody what that means."""
+        places = (self.uploads / name, self.uploads / f"{name}.safetensors")
+        return (
+            name.casefold() not in self._given
+            and not any(os.path.lexists(place) for place in places)
+            and self.entry_named(name) is None
+        )
 
     def names(self) -> list[str]:
         """List the names that mixes may use."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
+import secrets
 import threading
 import time
 from collections import OrderedDict, deque
@@ -27,12 +29,19 @@ _log = logging.getLogger(__name__)
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 TRIES, TRIES_IN = 10, 60.0
 """Wrong passwords from one address in so many seconds; after that it waits."""
+TRIES_IN_ALL = 100
+"""Those from all addresses: who is at this machine or behind a proxy may write any address into a header, and some have many."""
+CALLER = "lora_mixer.caller"
+"""What a request's scope calls a program that is answered at once and has no session."""
 _ADDRESSES, _TOKENS = 4096, 8192
 _PICTURE = re.compile(r"((?:/[\w.-]+)*)/pictures/([\w-]{1,128}\.png)", re.ASCII)
 _EXPORT = re.compile(r"((?:/[\w.-]+)*)/exports/([0-9a-f]{32})/([A-Za-z0-9][A-Za-z0-9 _.-]{0,127})", re.ASCII)
 WRONG = 400
 """What Gradio answers to a wrong password."""
 _SAFE = ("GET", "HEAD", "OPTIONS")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(?::\d{1,5})?", re.ASCII)
+_AT_ONCE = re.compile(r".*/gradio_api/(?:run|api)/[^/]+/?")
+_OF_AN_EVENT = re.compile(r".*/gradio_api/call/(?:v2/)?[^/]+/([^/]+)/?")
 _HEADERS = (
     (b"x-frame-options", b"DENY"),
     (b"content-security-policy", b"frame-ancestors 'none'"),
@@ -87,32 +96,40 @@ class Sessions:
 
 
 class Brake:
-    """How often an address tried a password of late, but for the right ones: a try counts from its beginning on, so that many at once are many."""
+    """How often a password was tried of late, but for the right ones: a try counts from its beginning on, so that many at once are many."""
 
-    def __init__(self, tries: int = TRIES, seconds: float = TRIES_IN) -> None:
+    def __init__(self, tries: int = TRIES, seconds: float = TRIES_IN, in_all: int = TRIES_IN_ALL) -> None:
         """Start with none."""
         self._tries, self._seconds = tries, seconds
         self._tried: OrderedDict[str, deque[float]] = OrderedDict()
+        self._all: deque[float] = deque(maxlen=in_all)
 
     def waits(self, address: str) -> float:
         """Return the seconds that an address has to wait before it may try again; 0 where it may."""
-        times, now = self._tried.get(_network(address)), time.monotonic()
+        of_address = self._tried.get(_network(address), deque(maxlen=self._tries))
+        return max(self._left(of_address), self._left(self._all))
+
+    def _left(self, times: deque[float]) -> float:
+        now = time.monotonic()
         while times and now - times[0] > self._seconds:
             times.popleft()
-        return self._seconds - (now - times[0]) if times and len(times) >= self._tries else 0.0
+        return self._seconds - (now - times[0]) if times and len(times) == times.maxlen else 0.0
 
     def tries(self, address: str) -> None:
         """Count a try."""
         address = _network(address)
-        self._tried.setdefault(address, deque(maxlen=self._tries)).append(time.monotonic())
+        now = time.monotonic()
+        self._tried.setdefault(address, deque(maxlen=self._tries)).append(now)
+        self._all.append(now)
         self._tried.move_to_end(address)
         while len(self._tried) > _ADDRESSES:
             self._tried.popitem(last=False)
 
     def was_not_wrong(self, address: str) -> None:
         """Count one off."""
-        if times := self._tried.get(_network(address)):
-            times.pop()
+        for times in (self._tried.get(_network(address)), self._all):
+            if times:
+                times.pop()
 
 
 def _network(address: str) -> str:
@@ -178,6 +195,10 @@ class PageGuard:
 
         scope = self._of_files(scope)
         session = _stream_of(scope)
+        if scope.get("method") == "POST" and _AT_ONCE.fullmatch(scope["path"]):
+            session = f"call-{secrets.token_hex(8)}"
+            scope = {**scope, CALLER: session}
+            receive = _watched(receive, lambda: self._sessions.closed(session))
         if session:
             self._sessions.opened(session)
         try:
@@ -207,17 +228,21 @@ class PageGuard:
         host = headers.get("host", "")
         if self._hosts is not None and _name_of(host) not in self._hosts:
             return 421, "This page answers to its own address only; --host names another."
-        if scope["type"] == "http" and scope.get("method") in _SAFE:
+        path = scope["path"].rstrip("/")
+        reads = scope["type"] == "http" and scope.get("method") in _SAFE and not path.endswith("/logout")
+        if reads and _is_opened(headers):
             return None
-        if scope["path"].rstrip("/").endswith("/login"):
+        if path.endswith("/login") and not reads:
             seconds = self._brake.waits(str((scope.get("client") or ("",))[0]))
             if seconds:
                 return 429, f"Too many wrong passwords: try again in {seconds:.0f} seconds."
         hosts = {host, headers.get("x-forwarded-host", host)}
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc not in hosts:
+        site = headers.get("sec-fetch-site")
+        # browsers that say neither where from nor how say the page at least
+        origin = headers.get("origin", None if site or reads else headers.get("referer"))
+        if origin is not None and _netloc_of(origin) not in hosts:
             return 403, "Requests from other sites are refused."
-        if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        if site not in (None, "same-origin", "none"):
             return 403, "Requests from other sites are refused."
         return None
 
@@ -244,15 +269,46 @@ def outermost(app: Any) -> None:
 
 
 def _name_of(host: str) -> str:
-    if host.startswith("["):
-        return host.partition("]")[0].lower() + "]"
-    return host.partition(":")[0].lower()
+    match = _HOST.fullmatch(host)
+    return match[1].lower() if match else ""
+
+
+def _netloc_of(address: str) -> str:
+    try:
+        return urlsplit(address).netloc
+    except ValueError:
+        return ""
+
+
+def _is_opened(headers: dict[str, str]) -> bool:
+    """Tell whether a browser opens this as a page of its own: a link on another site leads here, and that site reads nothing of it."""
+    return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+
+
+def _watched(receive: Receive, gone: Callable[[], object]) -> Receive:
+    """Tell when whoever asks leaves before the answer: nobody else looks, once the question is read."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def look() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone()
+
+    async def read() -> MutableMapping[str, Any]:
+        message = await receive()
+        if message["type"] == "http.request" and not message.get("more_body"):
+            tasks.add(asyncio.create_task(look()))
+        return message
+
+    return read
 
 
 def _stream_of(scope: Scope) -> str:
     path = scope["path"].rstrip("/")
     if "/heartbeat/" in path:
         return str(path.rpartition("/")[2])
+    if scope.get("method") == "GET" and (event := _OF_AN_EVENT.fullmatch(path)):
+        return event[1]
     if path.endswith("/queue/data"):
         query: dict[str, list[str]] = parse_qs(scope.get("query_string", b"").decode("latin-1"))
         return query.get("session_hash", [""])[0]

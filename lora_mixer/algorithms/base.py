@@ -138,7 +138,7 @@ class LayerWeights(abc.ABC):
     One module's part of an adapter: tensors as they lie in the file, and what they mean.
 
     A new algorithm is a frozen dataclass with these methods and a ``from_parts``; it is listed in
-    :data:`lora_mixer.algorithms.table.KINDS` and needs nothing else. Its fields are tensors, other layer weights
+    :data:`lora_mixer.algorithms.table.ALGORITHMS` and needs nothing else. Its fields are tensors, other layer weights
     (what it modifies) or plain values.
     """
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_mixer.algorithms.experts import ParameterPair
-from lora_mixer.algorithms.started import STARTS, Started
+from lora_mixer.algorithms.peft_starts import is_from_base
+from lora_mixer.algorithms.started import Started
 from lora_mixer.algorithms.ungrouped import pair_of_any_groups
 from lora_mixer.errors import UnsupportedAdapterError
 
@@ -20,14 +21,14 @@ def pair_from_parts(parts: ModuleTensors) -> LayerWeights:
     Raises:
         UnsupportedAdapterError: When it asks for KaSA, whose tensors are not all there.
     """
-    start = parts.config.get("init_lora_weights")
+    start: Any = parts.config.get("init_lora_weights")
     # PEFT starts lookup tables as usual; and where the file has the weight that training went on from, the start is out of it
     is_plain = "embedding_down" in parts.tensors or "set_weight" in parts.beside
     if parts.config.get("kasa_config"):
         raise UnsupportedAdapterError(
             "KaSA without the diagonal between its halves (lora_diag)", key=parts.label
         )
-    if start in STARTS and not is_plain:
+    if is_from_base(start) and not is_plain:
         return Started.from_parts(parts, start)
     if parts.config.get("target_parameters"):
         return ParameterPair.from_parts_for(parts, parts.parameters)

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from lora_mixer.algorithms.base import ModuleTensors
 
 Start = Literal["pissa", "olora", "kasa"]
-STARTS = ("pissa", "olora")
-"""Those that ``init_lora_weights`` names."""
 
 
 def started_from(

@@ -36,6 +36,8 @@ class AlgorithmKind:
         is_turned: Whether a DoRA magnitude may be laid over its change.
         pair: Whether a pair in the same module is a part of it: ``takes`` it, or ``sees`` it and leaves it beside.
         shared: Roles whose tensors serve all modules of a component.
+        prefixes: How the names of what it trains in a module begin: no module of a model is called so, so that an ending behind
+            such a name that no row has is of a method that is not known.
     """
 
     name: str
@@ -48,6 +50,7 @@ class AlgorithmKind:
     is_turned: bool = False
     pair: Literal["", "takes", "sees"] = ""
     shared: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ()
 
 
 _ROWS = (
@@ -70,11 +73,12 @@ _ROWS = (
             (r"_lora\.up\.weight", "up"),
             (r"_lora(?P<stream>\d)\.down\.weight", "down"),  # xlabs: 1 the picture's stream, 2 the text's
             (r"_lora(?P<stream>\d)\.up\.weight", "up"),
-            (r"\.lora_A<name>", "down"),
-            (r"\.lora_B<name>", "up"),
+            (r"\.lora_A(?!\.alpha$)<name>", "down"),
+            (r"\.lora_B(?!\.alpha$)<name>", "up"),
         ),
         peft_types=("LORA",),
         is_turned=True,
+        prefixes=("lora_",),
     ),
     AlgorithmKind(
         "set",
@@ -89,6 +93,7 @@ _ROWS = (
             (r"\.ln_tuning_layers<name>\.bias", "set_bias"),
         ),
         peft_types=("LN_TUNING",),
+        prefixes=("ln_tuning_",),
     ),
     AlgorithmKind(
         "tokens",
@@ -96,6 +101,7 @@ _ROWS = (
         leaves=((r"(?:\.token_adapter)?\.trainable_tokens_delta<name>", "tokens"),),
         peft_types=("TRAINABLE_TOKENS",),
         peft_fields=("trainable_token_indices", "token_indices"),
+        prefixes=("trainable_tokens_",),
     ),
     AlgorithmKind(
         "",
@@ -107,6 +113,7 @@ _ROWS = (
             (r"\.reshape_weight", "reshape_weight"),
         ),
         whole_numbers=("reshape_weight",),
+        prefixes=("adapter_",),
     ),
     AlgorithmKind(
         "dora",
@@ -121,6 +128,7 @@ _ROWS = (
         leaves=((r"\.hada_(?P<part>w[12]_[ab]|t[12])<name>", "hada"),),
         peft_types=("LOHA",),
         is_turned=True,
+        prefixes=("hada_",),
     ),
     AlgorithmKind(
         "lokr",
@@ -129,6 +137,7 @@ _ROWS = (
         peft_types=("LOKR",),
         peft_fields=("decompose_both", "decompose_factor", "use_effective_conv2d"),
         is_turned=True,
+        prefixes=("lokr_",),
     ),
     AlgorithmKind(
         "glora",
@@ -145,6 +154,7 @@ _ROWS = (
             (r"\.beft_bias<name>", "diff_b"),
         ),
         peft_types=("BEFT",),
+        prefixes=("beft_",),
     ),
     AlgorithmKind(
         "norm",
@@ -161,6 +171,7 @@ _ROWS = (
         peft_types=("IA3",),
         peft_fields=("feedforward_modules", "init_ia3_weights"),
         whole_numbers=("on_input",),
+        prefixes=("ia3_",),
     ),
     AlgorithmKind(
         "oft",
@@ -170,6 +181,7 @@ _ROWS = (
             (r"\.oft_(?P<part>blocks|diag)", "oft"),
             (r"\.rescale", "rescale"),
         ),
+        prefixes=("oft_",),
     ),
     AlgorithmKind(
         "oft_peft",
@@ -201,6 +213,7 @@ _ROWS = (
         leaves=((r"\.boft_(?P<part>R|s)<name>", "boft"),),
         peft_types=("BOFT",),
         peft_fields=("boft_block_size", "boft_block_num", "boft_n_butterfly_factor", "boft_dropout"),
+        prefixes=("boft_",),
     ),
     AlgorithmKind(
         "kasa",
@@ -208,6 +221,7 @@ _ROWS = (
         leaves=((r"\.lora_diag<name>", "diag"),),
         peft_fields=("kasa_config",),
         pair="takes",
+        prefixes=("kasa_",),
     ),
     AlgorithmKind(
         "fourierft",
@@ -215,6 +229,7 @@ _ROWS = (
         leaves=((r"\.fourierft_spectrum<name>", "fourierft"),),
         peft_types=("FOURIERFT",),
         peft_fields=("n_frequency", "n_frequency_pattern", "scaling", "random_loc_seed"),
+        prefixes=("fourierft_",),
     ),
     AlgorithmKind(
         "adalora",
@@ -250,6 +265,7 @@ _ROWS = (
         peft_fields=("d_initial", "projection_prng_key", "save_projection", "vera_dropout"),
         is_turned=True,
         shared=("vera_A", "vera_B"),
+        prefixes=("vera_",),
     ),
     AlgorithmKind(
         "hra",
@@ -257,6 +273,7 @@ _ROWS = (
         leaves=((r"\.hra_(?P<part>u)<name>", "hra"),),
         peft_types=("HRA",),
         peft_fields=("apply_GS",),
+        prefixes=("hra_",),
     ),
     AlgorithmKind(
         "hira",
@@ -264,6 +281,7 @@ _ROWS = (
         leaves=((r"\.hira_(?P<part>(?:embedding_)?[AB])<name>", "hira"),),
         peft_types=("HIRA",),
         peft_fields=("hira_dropout",),
+        prefixes=("hira_",),
     ),
     AlgorithmKind(
         "c3a",
@@ -271,6 +289,7 @@ _ROWS = (
         leaves=((r"\.c3a_(?P<part>kernel)<name>", "c3a"),),
         peft_types=("C3A",),
         peft_fields=("block_size", "block_size_pattern"),
+        prefixes=("c3a_",),
     ),
     AlgorithmKind(
         "gralora",
@@ -281,6 +300,7 @@ _ROWS = (
         ),
         peft_types=("GRALORA",),
         peft_fields=("hybrid_r", "gralora_k", "gralora_alpha", "gralora_dropout"),
+        prefixes=("gralora_",),
     ),
     AlgorithmKind(
         "delora",
@@ -288,6 +308,7 @@ _ROWS = (
         leaves=((r"\.delora_(?P<part>A|B|lambda|w_norm)<name>", "delora"),),
         peft_types=("DELORA",),
         peft_fields=("delora_lambda", "lambda_pattern"),
+        prefixes=("delora_",),
     ),
     AlgorithmKind(
         "miss",
@@ -295,6 +316,7 @@ _ROWS = (
         leaves=((r"\.(?:miss|bone)_(?P<part>block)<name>", "miss"),),
         peft_types=("MISS", "BONE"),
         peft_fields=("mini_r", "bone_init", "init_bone_weights", "miss_dropout"),
+        prefixes=("miss_", "bone_"),
     ),
     AlgorithmKind(
         "shira",
@@ -303,6 +325,7 @@ _ROWS = (
         peft_types=("SHIRA",),
         peft_fields=("mask_type", "random_seed"),
         whole_numbers=("shira_indices",),
+        prefixes=("shira_",),
     ),
     AlgorithmKind(
         "sparse",
@@ -314,7 +337,7 @@ _ROWS = (
     ),
 )
 
-KINDS: dict[str, AlgorithmKind] = {kind.name: kind for kind in _ROWS}
+ALGORITHMS: dict[str, AlgorithmKind] = {kind.name: kind for kind in _ROWS}
 """Every algorithm by its name; what any of them may have has the name ``""``."""
 
 
@@ -326,34 +349,39 @@ def builder(name: str) -> Callable[[ModuleTensors], LayerWeights]:
         >>> builder("hra").__self__.__name__
         'HRA'
     """
-    build: Callable[[ModuleTensors], LayerWeights] = _imported(KINDS[name].builder)
+    build: Callable[[ModuleTensors], LayerWeights] = _imported(ALGORITHMS[name].builder)
     return build
 
 
 def shared_roles() -> frozenset[str]:
     """Return the roles whose tensors serve all modules of a component."""
-    return _roles(tuple(KINDS), "shared")
+    return _roles(tuple(ALGORITHMS), "shared")
 
 
 def whole_numbers() -> frozenset[str]:
     """Return the roles that hold whole numbers."""
-    return _roles(tuple(KINDS), "whole_numbers")
+    return _roles(tuple(ALGORITHMS), "whole_numbers")
+
+
+def prefixes() -> tuple[str, ...]:
+    """Return how names begin that only adapters have in a module."""
+    return tuple(name for kind in ALGORITHMS.values() for name in kind.prefixes)
 
 
 def peft_types() -> frozenset[str]:
     """Return what ``peft_type`` may be."""
-    return frozenset(name for kind in KINDS.values() for name in kind.peft_types)
+    return frozenset(name for kind in ALGORITHMS.values() for name in kind.peft_types)
 
 
 def peft_fields() -> frozenset[str]:
     """Return the fields of configurations that single algorithms know."""
-    return frozenset(name for kind in KINDS.values() for name in kind.peft_fields)
+    return frozenset(name for kind in ALGORITHMS.values() for name in kind.peft_fields)
 
 
 @cache
 def _roles(names: tuple[str, ...], which: str) -> frozenset[str]:
     """Return the roles of kinds that are in a field of theirs; files ask for each of thousands of keys."""
-    return frozenset(role for name in names for role in getattr(KINDS[name], which))
+    return frozenset(role for name in names for role in getattr(ALGORITHMS[name], which))
 
 
 @cache

@@ -16,7 +16,7 @@ import torch
 from lora_mixer.algorithms.base import LayerWeights
 from lora_mixer.algorithms.full import WeightAndBias
 from lora_mixer.algorithms.outputs import OutputChange
-from lora_mixer.algorithms.started import STARTS
+from lora_mixer.algorithms.peft_starts import is_from_base
 from lora_mixer.errors import InvalidAdapterError
 from lora_mixer.parsing.module_ends import ends, places
 from lora_mixer.wording import shown
@@ -43,7 +43,7 @@ class Values(WeightAndBias):
     @classmethod
     def from_parts(cls, parts: ModuleTensors) -> Values:
         """Take the tensors; what they fit is for the live module to say."""
-        is_remainder = "down" in parts.beside and parts.config.get("init_lora_weights") in STARTS
+        is_remainder = "down" in parts.beside and is_from_base(parts.config.get("init_lora_weights"))
         return cls(parts.tensors.get("set_weight"), parts.tensors.get("set_bias"), is_remainder)
 
     @property

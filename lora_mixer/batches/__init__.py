@@ -16,16 +16,19 @@ try:
     from lora_mixer.batches.expansion import PlannedPicture
     from lora_mixer.batches.manifest import read_manifest
     from lora_mixer.batches.plan import Plan, load_plan, parse_plan, plan_schema
+    from lora_mixer.batches.reading import PLAN_FORMS, PlanForm
     from lora_mixer.batches.run import BatchResult, run_plan
 except ModuleNotFoundError as error:
     raise explained(error, "batch") from error
 
 __all__ = [
+    "PLAN_FORMS",
     "WORKER_ENGINES",
     "BatchResult",
     "CheckedPlan",
     "DryRun",
     "Plan",
+    "PlanForm",
     "PlannedPicture",
     "WorkerEngine",
     "check_plan",

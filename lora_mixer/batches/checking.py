@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.batches.cache import AdapterPlace
 from lora_mixer.batches.expansion import PlannedPicture, expand
+from lora_mixer.batches.manifest import MANIFEST_SUFFIXES
 from lora_mixer.batches.plan import MIX_FIELDS, AdapterSpec, load_plan
 from lora_mixer.demo import local_source
 from lora_mixer.errors import LoraMixerError, MixError, PictureError
@@ -158,9 +159,10 @@ def _manifest(plan: Plan, folder: str, problems: Problems) -> Path:
     given = plan.output.manifest
     if given is not None:
         path = Path(plan.place(given))
-        if path.suffix not in (".jsonl", ".sqlite") or "://" in given:
+        if path.suffix not in MANIFEST_SUFFIXES or "://" in given:
             problems.problem(
-                ("output", "manifest"), f"expected a local .jsonl or .sqlite file, got {given!r}"
+                ("output", "manifest"),
+                f"expected a local {' or '.join(MANIFEST_SUFFIXES)} file, got {given!r}",
             )
             problems.finish()
         return path

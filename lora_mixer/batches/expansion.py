@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.batches.axes import JobAxis, read_axes
-from lora_mixer.batches.naming import SUFFIXES, NameTemplate, slug
+from lora_mixer.batches.naming import PICTURE_SUFFIXES, NameTemplate, slug
 from lora_mixer.batches.plan import MIX_FIELDS
 from lora_mixer.batches.wildcards import fill, read_wildcards
 from lora_mixer.errors import LoraMixerError, MixError, PictureError, PlanError
@@ -106,7 +106,7 @@ def expand(plan: Plan, adapters: Collection[str], problems: Problems) -> list[Pl
         )
         return []
     try:
-        template = NameTemplate(plan.output.name, SUFFIXES[plan.output.format])
+        template = NameTemplate(plan.output.name, PICTURE_SUFFIXES[plan.output.format])
     except PlanError as error:
         problems.take(("output", "name"), error)
         return []

@@ -34,7 +34,7 @@ _COLUMNS = ("file", "idx", "status", "record")
 BEGUN, SHEET = "begun", "sheet"
 INNER = (BEGUN, SHEET)
 """Statuses of records that are not pictures: what is being made, and contact sheets."""
-SUFFIXES = (".jsonl", ".sqlite")
+MANIFEST_SUFFIXES = (".jsonl", ".sqlite")
 
 
 class Manifest(Protocol):
@@ -60,8 +60,10 @@ def open_manifest(path: Path) -> Manifest:
     Raises:
         SaveError: When it cannot be written, another run has it open, or it is something else.
     """
-    if path.suffix not in SUFFIXES:
-        raise SaveError(f"a manifest ends with {' or '.join(SUFFIXES)}, got {path.suffix!r}", file=str(path))
+    if path.suffix not in MANIFEST_SUFFIXES:
+        raise SaveError(
+            f"a manifest ends with {' or '.join(MANIFEST_SUFFIXES)}, got {path.suffix!r}", file=str(path)
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _refuse_irregular(path)

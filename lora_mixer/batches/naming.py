@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FIELDS = ("index", "seed", "job", "name", "cell", "prompt", "mix", "steps", "width", "height", "key")
-SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+PICTURE_SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 _FORMAT = re.compile(r"[<>^]?0?[0-9]{0,2}")
 _SLUG = 40
 _PART_BYTES_AT_MOST = 200

@@ -32,7 +32,7 @@ class Task:
     losses: int = 0
 
     def alone(self, **changes: int) -> list[Task]:
-        """Give each picture a task of its own, so that one that cannot be made costs no other."""
+        """Return a task for each picture, so that one that cannot be made costs no other."""
         return [
             replace(self, pictures=(picture,), adapters=tuple(sorted(picture.request.adapters)), **changes)
             for picture in self.pictures

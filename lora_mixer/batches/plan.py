@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model
 
-from lora_mixer.batches.reading import PLAN_BYTES_AT_MOST, decode, read_text
+from lora_mixer.batches.reading import PLAN_BYTES_AT_MOST, decode, form_endings, read_text
 from lora_mixer.errors import PlanError, SourceNotFoundError
 from lora_mixer.mixes import Mix
 from lora_mixer.parsing.data import Located
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from lora_mixer.pictures import PictureField
-
-KINDS = {".yaml": "yaml", ".yml": "yaml", ".json": "json", ".jsonl": "jsonl", ".csv": "csv"}
-"""Forms of a plan by the ending of its file."""
 
 MIX_FIELDS = ("mix", "negative_mix")
 """What a picture can be told beside ``PICTURE_FIELDS``: mixes, in any form."""
@@ -345,10 +342,11 @@ def load_plan(source: str | Path | Mapping[str, Any] | Plan) -> Plan:
         raise SourceNotFoundError(
             f"the plan cannot be read: {getattr(error, 'strerror', None) or error}", file=str(source)
         ) from error
-    kind = KINDS.get(path.suffix.lower())
+    endings = form_endings()
+    kind = endings.get(path.suffix.lower())
     if kind is None:
         raise PlanError(
-            f"expected a name that ends with {', '.join(KINDS)}, got {path.suffix!r}", file=str(path)
+            f"expected a name that ends with {', '.join(endings)}, got {path.suffix!r}", file=str(path)
         )
     return parse_plan(raw, kind, label=path.name, folder=path.parent)
 
@@ -359,7 +357,7 @@ def parse_plan(raw: bytes, kind: str, *, label: str = "", folder: Path | None = 
 
     Args:
         raw: The text, in UTF-8.
-        kind: ``yaml``, ``json``, ``jsonl`` or ``csv``.
+        kind: One of ``PLAN_FORMS``: ``yaml``, ``json``, ``jsonl`` or ``csv``.
         label: What to call it in messages; nothing is "this plan".
         folder: What its paths are relative to.
 

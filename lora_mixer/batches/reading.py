@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import PlanError
@@ -20,6 +21,28 @@ if TYPE_CHECKING:
     from lora_mixer.parsing.problems import Problems
 
 PLAN_BYTES_AT_MOST = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class PlanForm:
+    """
+    One form that a plan's text has.
+
+    Attributes:
+        name: What it is called.
+        suffixes: How the names of its files end.
+        read: Reads a text, noting what is wrong: the plan's values, with the line of each; rows stand under ``jobs``.
+
+    Example:
+        >>> PLAN_FORMS["yaml"].suffixes
+        ('.yaml', '.yml')
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    read: Callable[[str, Problems], Located]
+
+
 _TEXT_COLUMNS = frozenset(("name", "prompt", "negative_prompt", "mix", "size"))
 
 
@@ -29,7 +52,7 @@ def read_text(text: str, kind: str, problems: Problems) -> Located:
 
     Args:
         text: The text.
-        kind: ``yaml``, ``json``, ``jsonl`` or ``csv``.
+        kind: One of :data:`PLAN_FORMS`.
         problems: Where problems are noted.
 
     Returns:
@@ -41,15 +64,9 @@ def read_text(text: str, kind: str, problems: Problems) -> Located:
         >>> found.value["jobs"], found.line(("jobs", 0, "prompt"))
         ([{'prompt': 'a cat'}], 3)
     """
-    readers: dict[str, Callable[[str, Problems], Located]] = {
-        "yaml": lambda text, problems: locate("yaml", text, problems),
-        "json": lambda text, problems: locate("json", text, problems),
-        "jsonl": _jsonl,
-        "csv": _csv,
-    }
-    if kind not in readers:
-        raise PlanError(f"a plan is one of {', '.join(readers)}, got {shown(kind)}", argument="kind")
-    return readers[kind](text, problems)
+    if kind not in PLAN_FORMS:
+        raise PlanError(f"a plan is one of {', '.join(PLAN_FORMS)}, got {shown(kind)}", argument="kind")
+    return PLAN_FORMS[kind].read(text, problems)
 
 
 def decode(raw: bytes, problems: Problems) -> str:
@@ -161,3 +178,20 @@ def _csv_rows(text: str, before: int, problems: Problems) -> Iterator[tuple[int,
 
 def _cell(column: str, cell: str) -> Any:
     return cell if column in _TEXT_COLUMNS else plain_value(cell.strip())
+
+
+PLAN_FORMS: dict[str, PlanForm] = {
+    form.name: form
+    for form in (
+        PlanForm("yaml", (".yaml", ".yml"), lambda text, problems: locate("yaml", text, problems)),
+        PlanForm("json", (".json",), lambda text, problems: locate("json", text, problems)),
+        PlanForm("jsonl", (".jsonl",), _jsonl),
+        PlanForm("csv", (".csv",), _csv),
+    )
+}
+"""Every form of a plan by its name."""
+
+
+def form_endings() -> dict[str, str]:
+    """Return the names of the forms by the endings of their files."""
+    return {suffix: form.name for form in PLAN_FORMS.values() for suffix in form.suffixes}

@@ -18,10 +18,10 @@ from lora_mixer.algorithms.lora import LowRank
 from lora_mixer.algorithms.rows import RowCut
 from lora_mixer.algorithms.ungrouped import Ungrouped
 from lora_mixer.algorithms.values import Values
+from lora_mixer.binding.bound_moulds import MouldedBound
 from lora_mixer.binding.index import ModuleIndex
 from lora_mixer.binding.layers import BoundLayer, Siblings, Widening
 from lora_mixer.binding.memory import named, poured
-from lora_mixer.binding.moulds import MouldedBound
 from lora_mixer.binding.packed import refuse_packed
 from lora_mixer.binding.parameters import on_parameters
 from lora_mixer.binding.report import ComponentMatch, MatchReport
@@ -360,7 +360,7 @@ def _misfit_of_kind(weights: LayerWeights, match: ModuleMatch) -> str | None:
     if match.placements[0].live.tied and weights.took_from_base:
         return (
             f"{what} started from a part of a weight that other modules share; PEFT took it from all of them, so what was "
-            "trained is no change of this module"
+            "trained is not a change of this module"
         )
     return None
 

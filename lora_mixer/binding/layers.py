@@ -122,7 +122,7 @@ class BoundLayers(tuple[BoundLayer, ...]):  # noqa: SLOT001 -- what is worked ou
         return {}
 
     def spread(self, by_component: Mapping[str, float]) -> list[float]:
-        """Give each layer the number of its component."""
+        """Return for each layer the number of its component."""
         numbers: list[float] = []
         for name, count in self._runs:
             numbers += [by_component[name]] * count

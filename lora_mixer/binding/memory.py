@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_mixer.algorithms.moulds import Mould, NoMouldError, Section
+from lora_mixer.binding.bound_moulds import BoundMould, MouldedBound
 from lora_mixer.binding.index import ModuleIndex
-from lora_mixer.binding.moulds import BoundMould, MouldedBound
-from lora_mixer.formats.moulds import MouldedLayers
+from lora_mixer.formats.file_moulds import MouldedLayers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
     from lora_mixer.adapter import Adapter
     from lora_mixer.algorithms import LayerWeights
+    from lora_mixer.binding.bound_moulds import HasPattern
     from lora_mixer.binding.layers import BoundLayer
-    from lora_mixer.binding.moulds import HasPattern
     from lora_mixer.binding.report import MatchReport
-    from lora_mixer.formats.moulds import FileMould
+    from lora_mixer.formats.file_moulds import FileMould
     from lora_mixer.problem import NoteKind, Remark
 
 _KEPT = 8

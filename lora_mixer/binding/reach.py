@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from lora_mixer.components import TE, TEXT_ENCODERS
 from lora_mixer.errors import MixError
 from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
-    from torch import nn
-
-    from lora_mixer.binding.layers import BoundLayers
     from lora_mixer.mixes import Mix
 
 
-def check_components(mix: Mix, known: Mapping[str, nn.Module]) -> None:
+class Reached(Protocol):
+    """What an adapter changes, on a live model or in a file."""
+
+    @property
+    def components(self) -> Collection[str]:
+        """The components."""
+
+    @property
+    def places(self) -> Collection[tuple[str, str]]:
+        """The component and path of each layer."""
+
+
+def check_components(mix: Mix, known: Collection[str], where: str = "in this pipeline; it has") -> None:
     """
     Check that a mix names components of the pipeline only.
 
     Args:
         mix: The mix.
-        known: The pipeline's modules by name.
+        known: The names of the pipeline's modules, or of what else the adapters are for.
+        where: What that is, before its components are named.
 
     Raises:
         MixError: When there is no such component; ``te`` is every text encoder, and needs one.
@@ -35,7 +45,7 @@ def check_components(mix: Mix, known: Mapping[str, nn.Module]) -> None:
         if not has_text and mix[name].components.get(TE):
             odd[TE] = f"{TE} (a text encoder)"
         if odd:
-            there = f"in this pipeline; it has {', '.join(sorted(known))}{te}"
+            there = f"{where} {', '.join(sorted(known))}{te}"
             raise MixError(
                 f"{name}: no component {', '.join(odd.values())} {there}",
                 adapter=name,
@@ -44,7 +54,7 @@ def check_components(mix: Mix, known: Mapping[str, nn.Module]) -> None:
             )
 
 
-def without_effect(mix: Mix, layers: Mapping[str, BoundLayers]) -> list[str]:
+def without_effect(mix: Mix, layers: Mapping[str, Reached]) -> list[str]:
     """
     Tell which weights and settings of a mix change nothing, since the adapter has no layers there.
 

@@ -33,17 +33,24 @@ def _engines() -> str:
     return "; ".join(f"{row.name}: {row.summary}" for row in WORKER_ENGINES.values()) + "."
 
 
-class BatchCommand(TableCommand):
-    """The command, whose help takes the engines from their table."""
+def _forms() -> str:
+    """Return how names of plans end."""
+    from lora_mixer.batches import PLAN_FORMS
 
-    said: ClassVar[dict[str, Callable[[], str]]] = {"engine": _engines}
+    return f"Ends with {', '.join(suffix for form in PLAN_FORMS.values() for suffix in form.suffixes)}."
+
+
+class BatchCommand(TableCommand):
+    """The command, whose help takes the forms of plans and the engines from their tables."""
+
+    said: ClassVar[dict[str, Callable[[], str]]] = {"engine": _engines, "plan": _forms}
 
 
 def batch(
     *,
     plan: Annotated[
         Path | None,
-        typer.Argument(metavar="PLAN", help="A .yaml, .json, .jsonl or .csv file.", autocompletion=plans),
+        typer.Argument(metavar="PLAN", help="The plan's file.", autocompletion=plans),
     ] = None,
     dry: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, and say what it would take.")

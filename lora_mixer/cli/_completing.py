@@ -52,7 +52,9 @@ def pictures(incomplete: str) -> list[str]:
 
 def plans(incomplete: str) -> list[str]:
     """Return the plans and folders that a path may go on as."""
-    return _paths(incomplete, (".yaml", ".yml", ".json", ".jsonl", ".csv"))
+    from lora_mixer.batches import PLAN_FORMS
+
+    return _paths(incomplete, tuple(suffix for form in PLAN_FORMS.values() for suffix in form.suffixes))
 
 
 def samplers(incomplete: str) -> list[str]:

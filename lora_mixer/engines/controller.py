@@ -350,7 +350,8 @@ class EngineController:
     def _wish(self, setting: ActiveMixes, components: Mapping[str, nn.Module]) -> Wish:
         names = [name for name in setting.names if self.own(name) is None]
         reserved = any(engine.room is not None for engine in self._engines)
-        return Wish(setting, self._layers, names, reserved, components)
+        leaves = any(engine.leaves_weights for engine in self._engines if engine.name == setting.engine)
+        return Wish(setting, self._layers, names, reserved, components, leaves)
 
     def _share(self, wish: Wish) -> Mapping[str, Mapping[str, Sequence[bool]]]:
         """Tell which engine has which layers: all of an adapter that one has alone, the others as they share them out."""

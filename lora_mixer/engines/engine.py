@@ -58,6 +58,7 @@ class Wish:
         names: The adapters of the mixes that are shared out, without those that one engine has alone.
         is_reserved: Whether an engine keeps room for mixes to come.
         components: The pipeline's modules.
+        leaves_weights: Whether no weight of a denoiser is to be written.
     """
 
     setting: ActiveMixes
@@ -65,6 +66,7 @@ class Wish:
     names: Sequence[str]
     is_reserved: bool = False
     components: Mapping[str, nn.Module] = field(default_factory=dict)
+    leaves_weights: bool = False
 
     @cached_property
     def read_past(self) -> Collection[int]:
@@ -175,6 +177,8 @@ class Engine(ABC):
     """Its name in the table."""
     is_asked_for: ClassVar[bool] = False
     """Whether ``set_mix(engine=name)`` may name it."""
+    leaves_weights: ClassVar[bool] = False
+    """Whether who asks for it asks that no weight of a denoiser is written: what it cannot serve is served beside, too."""
 
     # --- adapters --------------------------------------------------------------------------------------------------
 

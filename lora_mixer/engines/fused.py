@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd.graph import increment_version
 
-from lora_mixer.engines.hooks import hook_output, output_hooks
+from lora_mixer.engines.hooks import has_hooks, hook_output, output_hooks
 from lora_mixer.engines.modes import writing
 from lora_mixer.errors import PipelineStateError
+from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -73,6 +74,7 @@ class FusedProjections:
     def __init__(self) -> None:
         """Start with none."""
         self._holders: dict[int, nn.Module] = {}  # attentions that have, or may get, fused layers
+        self._leaves: list[nn.Module] = []  # the projections of these
         self._known: tuple[BoundLayers, ...] = ()  # the layers that holders were looked for
         self._wanted: dict[str, set[int]] = {}  # the projections among these, by component
         self._roots: list[nn.Module] = []
@@ -102,6 +104,12 @@ class FusedProjections:
             and not _LEAVES.isdisjoint(holder._modules)  # noqa: SLF001 -- most modules hold none
             and any(id(holder._modules.get(leaf)) in modules for leaf in _LEAVES)  # noqa: SLF001
         }
+        self._leaves = [
+            child
+            for holder in self._holders.values()
+            for leaf, child in holder._modules.items()  # noqa: SLF001
+            if leaf in _LEAVES and child is not None
+        ]
 
     def check(self) -> None:
         """
@@ -111,15 +119,31 @@ class FusedProjections:
             PipelineStateError: When one that is in use holds something else: copying would lose it.
         """
         odd = [
-            type(holder).__name__
+            holder
             for holder, fused, parts in self._fused()
             if _in_use(holder) and _rewritable(fused, parts) and not _same(fused, parts)
         ]
         if odd:
+            places = [self._place(holder) for holder in odd]
             raise PipelineStateError(
-                f"the fused projections of {len(odd)} modules ({odd[0]}) hold something else than what they were fused "
-                "from, and adapters work on the latter: call pipe.unfuse_qkv_projections() first"
+                f"the fused projections of {len(odd)} modules ({type(odd[0]).__name__}) hold something else than what they were "
+                "fused from, and adapters work on the latter: call pipe.unfuse_qkv_projections() first",
+                component=places[0][0],
+                key=places[0][1],
+                problems=[
+                    Problem(f"{component}.{path}", "holds something else than what it was fused from")
+                    for component, path in places
+                ],
             )
+
+    def _place(self, holder: nn.Module) -> tuple[str, str]:
+        """Return the component of a module, and its path there."""
+        return next(
+            (component, path)
+            for component, root in zip(self._wanted, self._roots, strict=True)
+            for path, module in root.named_modules()
+            if module is holder
+        )
 
     def rewritable(self) -> list[tuple[nn.Module, list[nn.Module]]]:
         """Return the fused layers that can be copied anew, and the parts of each."""
@@ -147,7 +171,10 @@ class FusedProjections:
 
     def stand(self) -> None:
         """Let fused layers, also those to come, have what stands beside their parts now."""
-        self._standing = [holder for holder in self._holders.values() if _has_hooks(holder)]
+        any_has = any(
+            map(has_hooks, self._leaves)
+        )  # nearly always none has, and asking each costs a millisecond
+        self._standing = [holder for holder in self._holders.values() if any_has and _has_hooks(holder)]
         for holder in self._standing:
             _attach(holder)
             if hasattr(holder, "fuse_projections"):
@@ -169,6 +196,8 @@ class FusedProjections:
 def fused_layers(holder: nn.Module) -> list[tuple[nn.Module, list[nn.Module]]]:
     """Return the fused layers of an attention, and the parts of each."""
     children: Mapping[str, Any] = holder._modules  # noqa: SLF001
+    if _PARTS.keys().isdisjoint(children):
+        return []  # nearly always
     return [
         (children[name], [children[leaf] for leaf in leaves])
         for name, leaves in _PARTS.items()

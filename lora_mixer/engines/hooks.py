@@ -257,3 +257,8 @@ def output_hooks(module: nn.Module) -> Sequence[Callable[..., Any]]:
     """Return the hooks of this package that change what a module returns, in the order in which they run."""
     attached = module.__dict__.get(_KEY)
     return () if attached is None else tuple(attached.after.values())
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Tell whether a module may have any of these."""
+    return _KEY in module.__dict__

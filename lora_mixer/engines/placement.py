@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lora_mixer.binding.moulds import MouldedBound, PouredLayers
+from lora_mixer.binding.bound_moulds import MouldedBound, PouredLayers
 from lora_mixer.errors import InvalidAdapterError
 from lora_mixer.problem import Problem, Remedy
 

@@ -60,12 +60,18 @@ class Family:
         t5: The component of its pipelines that is a T5, where tools count it differently.
         joint: Whether layers that see text and picture in one row have "text first" or "picture first"; empty where none do.
         by_call: Live modules, one a line in the language of ``absent``, whose rows are no images but what a call's images share.
+        off_picture: Likewise live modules whose rows of tokens are not the picture's, where their names do not tell as those of layers
+            on text do: modulation, sound.
+        on_picture: Likewise those that see the picture, though other families have layers on text of that name.
         axes: What the axes of a film's latents are, of batch, channels, frames, height, width.
         kohya_implementation: ``modelspec.implementation`` that Kohya's trainer writes.
         single_file: What a checkpoint of one file leaves unsaid; None where a folder has to be named.
         skips_last_layer: Whether pipelines read text at the last layer but one by themselves, which others call clip skip 2.
         kohya_flat: Which of ``layouts`` Kohya's files flatten; empty where they flatten the live names.
         encoder: How ComfyUI calls its language model that encodes texts, where there is one.
+        ays: Which of diffusers' tables has the timesteps of Align Your Steps for it; that of SD 1.x where it has none of its own.
+        lbw: How many numbers lists of sd-webui-lora-block-weight have that are for it.
+        b_lora: The layers that B-LoRA trains, by what they carry; empty where none are known.
         comfyui: Which of them ComfyUI has behind ``diffusion_model.``, where it is not the one that Kohya's files flatten.
     """
 
@@ -98,12 +104,27 @@ class Family:
     encoder: str = ""
     joint: Literal["", "text first", "picture first"] = ""
     by_call: str = ""
+    off_picture: str = ""
+    on_picture: str = ""
     axes: str = "bcfhw"
+    ays: str = "StableDiffusionTimesteps"
+    lbw: tuple[int, ...] = ()
+    b_lora: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_transformer(self) -> bool:
         """Whether its denoiser is a transformer."""
         return not self.cross_attention
+
+    @property
+    def attentions(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """How many transformers each block of its UNet has, down and up, where ``unet`` names the blocks."""
+        layers = 2  # of diffusers' UNets, which have one more in each block up
+        down, up = ((self.unet or {}).get(f"{side}_block_types", ()) for side in ("down", "up"))
+        return (
+            tuple(layers if "CrossAttn" in kind else 0 for kind in down),
+            tuple(layers + 1 if "CrossAttn" in kind else 0 for kind in up),
+        )
 
     @property
     def brings_sampler(self) -> bool:

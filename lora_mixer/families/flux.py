@@ -86,12 +86,14 @@ distilled_guidance_layer.*
     widens=("x_embedder",),
     controlled="FluxControlPipeline",
     kohya_flat="bfl",
+    lbw=(58, 61),
 )
 
 CHROMA = Family(
     "Chroma",
     classes=("Chroma",),
     joint="text first",
+    off_picture="distilled_guidance_layer.*",
     layouts={
         "bfl": _BLOCKS
         + _MLP
@@ -119,6 +121,7 @@ time_text_embed.*
     kohya=("chroma", "False", "chroma/lora"),
     transformers=(("ChromaTransformer2DModel", {}),),
     kohya_flat="bfl",
+    lbw=(58, 61),
 )
 
 OVIS = Family(

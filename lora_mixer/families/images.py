@@ -215,6 +215,10 @@ txtmlp.{1,3} -> txt_in.{linear_1,linear_2}
 HIDREAM = Family(
     "HiDream",
     classes=("HiDream",),
+    off_picture="""
+double_stream_blocks.N.block.attn1.{to_q_t,to_k_t,to_v_t,to_out_t}
+double_stream_blocks.N.block.ff_t.*
+""",
     marks=r"(?:^|_)(?:double|single)_stream_blocks_0",
     headers=("hidream",),
     said=("hidream",),

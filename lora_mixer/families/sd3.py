@@ -14,6 +14,7 @@ def _sized(layers: int) -> dict[str, int]:
 SD3 = Family(
     "SD3",
     classes=("SD3",),
+    on_picture="transformer_blocks.N.attn2.*",
     layouts={
         "original": """
 joint_blocks.N.x_block.attn.qkv -> transformer_blocks.N.attn.to_q .to_k .to_v

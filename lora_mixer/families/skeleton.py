@@ -14,17 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_mixer.families import FAMILIES as _ROWS
-from lora_mixer.families import family_named
+from lora_mixer.families import FAMILIES, family_named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from torch import nn
 
-FAMILIES = tuple(family.name for family in _ROWS if family.unet is not None)
+UNETS = tuple(family.name for family in FAMILIES if family.unet is not None)
 """Families of UNets whose modules are known without a folder."""
-TRANSFORMERS = {family.name: len(family.transformers) for family in _ROWS if family.transformers}
+SIZES = {family.name: len(family.transformers) for family in FAMILIES if family.transformers}
 """Families of transformers of which sizes are known, and how many."""
 
 
@@ -77,15 +76,15 @@ def of_family(family: str, size: int = 0, *, experts: tuple[str, ...] = ()) -> S
     Build the modules of a base family.
 
     Args:
-        family: One of ``FAMILIES`` or ``TRANSFORMERS``.
-        size: Which of the sizes that ``TRANSFORMERS`` counts.
+        family: One of ``UNETS`` or ``SIZES``.
+        size: Which of the sizes that ``SIZES`` counts.
         experts: Further components that are denoisers of that size, such as ``transformer_2``.
 
     Returns:
         The components, without weights; the same object for the same arguments, nobody's to change.
     """
     row = family_named(family)
-    assert row is not None  # noqa: S101 -- one of FAMILIES
+    assert row is not None  # noqa: S101 -- one of UNETS
     diffusers: Any = importlib.import_module("diffusers")
     with torch.device("meta"):
         components: dict[str, nn.Module] = {}

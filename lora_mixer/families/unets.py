@@ -31,6 +31,7 @@ _UNCHECKED = {
 SD1 = Family(
     "SD 1.x",
     cross_attention=768,
+    lbw=(17, 26),
     headers=("sd_v1", "stable-diffusion-v1"),
     said=("sd 1", "sd1"),
     bases=tuple(
@@ -55,6 +56,7 @@ SD1 = Family(
 SD2 = Family(
     "SD 2.x",
     cross_attention=1024,
+    lbw=(17, 26),
     headers=("sd_v2", "stable-diffusion-v2"),
     said=("sd 2", "sd2"),
     bases=(
@@ -84,6 +86,9 @@ SD2 = Family(
 SDXL = Family(
     "SDXL",
     cross_attention=2048,
+    ays="StableDiffusionXLTimesteps",
+    lbw=(12, 20),
+    b_lora={"content": "unet.up_blocks.0.attentions.0.*", "style": "unet.up_blocks.0.attentions.1.*"},
     headers=("sdxl", "stable-diffusion-xl"),
     said=("sdxl", "pony", "illustrious", "noobai"),
     bases=tuple(
@@ -119,4 +124,6 @@ SDXL = Family(
     ),
     skips_last_layer=True,
 )
-SDXL_REFINER = Family("SDXL refiner", cross_attention=1280, said=("sdxl refiner",))
+SDXL_REFINER = Family(
+    "SDXL refiner", cross_attention=1280, said=("sdxl refiner",), ays="StableDiffusionXLTimesteps"
+)

@@ -34,6 +34,12 @@ transformer_blocks.N.{attn1,attn2}.k_norm -> transformer_blocks.N.{attn1,attn2}.
 LTX2 = Family(
     "LTX-Video 2",
     classes=("LTX2", "SanaWMLTX2Refiner"),
+    off_picture="""
+{audio_proj_in,audio_proj_out}
+transformer_blocks.N.{audio_attn1,audio_attn2,audio_ff}.*
+transformer_blocks.N.audio_to_video_attn.{to_k,to_v}
+transformer_blocks.N.video_to_audio_attn.{to_q,to_out.0,to_gate_logits}
+""",
     layouts={
         "original": """
 audio_patchify_proj -> audio_proj_in
@@ -70,6 +76,7 @@ aggregate_embed -> text_proj_in
 MOCHI = Family(
     "Mochi",
     classes=("Mochi",),
+    off_picture="time_embed.pooler.*",
     layouts={
         "original": """
 blocks.N.attn.qkv_x -> transformer_blocks.N.attn1.to_q .to_k .to_v

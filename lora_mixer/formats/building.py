@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.adapter import AdapterLayer
 from lora_mixer.algorithms import Combined, Dora, LayerWeights, ModuleTensors
-from lora_mixer.algorithms.table import KINDS, builder, shared_roles, whole_numbers
+from lora_mixer.algorithms.table import ALGORITHMS, builder, shared_roles, whole_numbers
 from lora_mixer.errors import FormatError, InvalidAdapterError, UnsupportedAdapterError
 from lora_mixer.formats.peft_config import rule_for
 from lora_mixer.parsing.module_ends import Configuration, ends, places
@@ -34,7 +34,7 @@ def build_layers(
     modules: Sequence[ModuleKeys], rules: Mapping[str | None, ScaleRule], label: str
 ) -> tuple[AdapterLayer, ...]:
     """
-    Give every module's tensors to its algorithms.
+    Return the layers of all modules, each built by its algorithms.
 
     Args:
         modules: The grouped keys.
@@ -45,15 +45,15 @@ def build_layers(
         UnsupportedAdapterError: When an algorithm cannot be applied; all of them are named.
         InvalidAdapterError: With every broken module, when parts are missing or do not fit together.
     """
-    refused = {name for group in modules for name in group.algorithms if KINDS[name].refused}
+    refused = {name for group in modules for name in group.algorithms if ALGORITHMS[name].refused}
     if refused:
         count = sum(1 for group in modules if group.algorithms & refused)
-        names = sorted(KINDS[name].refused for name in refused)
+        names = sorted(ALGORITHMS[name].refused for name in refused)
         raise UnsupportedAdapterError(
             f"{'; '.join(names)}: in {count} of {len(modules)} modules; it cannot be applied, the file is left untouched",
             file=label,
             problems=[
-                Problem(group.target.written, KINDS[name].refused)
+                Problem(group.target.written, ALGORITHMS[name].refused)
                 for group in modules
                 for name in sorted(group.algorithms & refused)
             ],
@@ -91,7 +91,7 @@ def build_layers(
 def _with_shared(group: ModuleKeys, shared: Mapping[str | None, ModuleKeys]) -> ModuleKeys:
     # PEFT's own stand at the root, also where a model's paths begin like a component's name
     common = shared.get(group.target.hint) or shared.get(None)
-    if common is None or not any(KINDS[name].shared for name in group.algorithms):
+    if common is None or not any(ALGORITHMS[name].shared for name in group.algorithms):
         return group
     return replace(group, tensors={**common.tensors, **group.tensors}, roles={**common.roles, **group.roles})
 
@@ -141,15 +141,15 @@ def _weights(group: ModuleKeys, parts: ModuleTensors) -> LayerWeights:
     """Build the parts of one module and put them together: a magnitude over what it turns, the rest beside it."""
     if len(group.algorithms) == 1:  # nearly all files, and some have thousands of modules
         (name,) = group.algorithms
-        if KINDS[name].builder:
+        if ALGORITHMS[name].builder:
             return builder(name)(parts)
     by_algorithm: dict[str, dict[str, torch.Tensor]] = {}
     for role, tensor in parts.tensors.items():
         by_algorithm.setdefault(group.roles[role], {})[role] = tensor
-    for name in [name for name in by_algorithm if KINDS[name].pair]:  # its A and B are spelled as LoRA's
+    for name in [name for name in by_algorithm if ALGORITHMS[name].pair]:  # its A and B are spelled as LoRA's
         pair = by_algorithm.get("lora", {})
         by_algorithm[name].update(pair)
-        if KINDS[name].pair == "takes":
+        if ALGORITHMS[name].pair == "takes":
             by_algorithm.pop("lora", None)
     magnitude = by_algorithm.pop("dora", None)
     built = {
@@ -161,7 +161,7 @@ def _weights(group: ModuleKeys, parts: ModuleTensors) -> LayerWeights:
     }
     if magnitude is None:
         return _together(list(built.values()), parts)
-    turned = [built.pop(name) for name in list(built) if KINDS[name].is_turned]
+    turned = [built.pop(name) for name in list(built) if ALGORITHMS[name].is_turned]
     if not turned:
         raise InvalidAdapterError(
             "a DoRA magnitude without a change beside it; the file is incomplete", key=parts.label

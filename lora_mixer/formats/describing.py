@@ -12,9 +12,10 @@ import struct
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from lora_mixer.adapter import AdapterInfo
+from lora_mixer.algorithms.peft_starts import is_from_base
 from lora_mixer.families.telling import adapter_family
 from lora_mixer.formats import safeloras
 from lora_mixer.formats.grouping import is_foreign, locate
@@ -163,6 +164,8 @@ def survey(header: Header, data: SlicedBytes, rules: Mapping[str | None, ScaleRu
     Returns:
         Its modules; None where anything is not as in a plain LoRA that is whole, so that the full reading judges it.
     """
+    if any(_says_more(rule.config) for rule in rules.values()):
+        return None
     plan = _plan(tuple(header.tensors)) if len(header.tensors) <= _MANY else None
     if plan is None:
         return None
@@ -192,6 +195,12 @@ def survey(header: Header, data: SlicedBytes, rules: Mapping[str | None, ScaleRu
         {alpha for alpha in alphas if alpha is not None},
     )
     return Survey(modules, plan.layouts, dtypes, sum([spec[3] - spec[2] for spec in held]))
+
+
+def _says_more(config: Mapping[str, Any]) -> bool:
+    """Say whether a configuration makes pairs something else than what their names and shapes tell."""
+    start = is_from_base(config.get("init_lora_weights"))
+    return start or any(config.get(name) for name in ("kasa_config", "target_parameters"))
 
 
 class _KeyPlan(NamedTuple):

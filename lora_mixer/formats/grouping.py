@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from lora_mixer.algorithms.table import KINDS
+from lora_mixer.algorithms.table import ALGORITHMS, prefixes
 from lora_mixer.errors import InvalidAdapterError, NotAnAdapterError, UnsupportedAdapterError
 from lora_mixer.formats import safeloras
 from lora_mixer.formats.fronts import PEFT_ROOT, KeyTarget, modernise, split_component
@@ -41,8 +41,6 @@ _OTHER_KINDS = (
 
 _AGAIN = re.compile(r"\.(?:modules_to_save(?:\.[^.]+)?|original_module)(?=\.(?:weight|bias)$)")
 _NORM = re.compile(r"(?:^|[._])(?:norm\w*|\w+_norm)$")
-_TRAINED_PART = re.compile(r"\.(?:lora|ia3|hada|lokr|oft|boft|vera|hra|kasa|adapter)_\w+$")
-"""How methods name what they train in a module: no module of a model is named so."""
 _LONGEST_KEY = LONGEST_NAME + 96
 """Letters of a key: a path, with an ending behind it."""
 _WORD = Remark(
@@ -248,7 +246,7 @@ def locate(
     ):  # a norm's own scale (BFL's control LoRAs), not a number
         leaf = Leaf("set_weight", "set")
     target, layout = split_component(spelling)
-    if leaf.algorithm and leaf.role in KINDS[leaf.algorithm].shared:
+    if leaf.algorithm and leaf.role in ALGORITHMS[leaf.algorithm].shared:
         layout = "peft"
     if leaf.inner == "default" and layout == "plain":  # PEFT's own keys have its root in front
         layout = "diffsynth"
@@ -267,7 +265,7 @@ def _bare_value(key: str, tensors: Mapping[str, torch.Tensor]) -> tuple[str, Lea
     module, _, last = key.rpartition(".")
     if last == "weight" and f"{module}.on_input" in tensors:
         return module, Leaf("ia3_weight", "ia3")
-    if last not in ("weight", "bias") or _TRAINED_PART.search(module):
+    if last not in ("weight", "bias") or module.rpartition(".")[2].startswith(prefixes()):
         return None
     # norms beside pairs, as control LoRAs have them; in a file of nothing else they are a model's own
     if PEFT_ROOT in key or (_NORM.search(module) and tensors[key].ndim == 1):

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-from lora_mixer.algorithms.table import KINDS
+from lora_mixer.algorithms.table import ALGORITHMS
 
 # PEFT leaves the adapter's name in: lora_A.default.weight
 _NAME = r"(?:\.(?P<inner>(?!(?:weight|bias)$)[^.]+))?"
@@ -32,7 +32,7 @@ def _table() -> tuple[tuple[re.Pattern[str], str, str], ...]:
     """Return (pattern at the end of the key, role, algorithm) of all algorithms; the first match counts."""
     return tuple(
         (re.compile(pattern.replace("<name>", _NAME) + "$"), role, kind.name)
-        for kind in KINDS.values()
+        for kind in ALGORITHMS.values()
         for pattern, role in kind.leaves
     )
 
@@ -44,15 +44,18 @@ _FAST = (  # plain suffixes that make up nearly all real files; the table handle
     (".lora_B.weight", Leaf("up", "lora")),
     (".alpha", Leaf("alpha", "")),
 )
-_ALPHA_OF_A_HALF = (
-    ".weight.alpha",
-    "_A.alpha",
-    "_B.alpha",
-    "_down.alpha",
-    "_up.alpha",
-    ".down.alpha",
-    ".up.alpha",
-)
+
+
+def is_part(key: str) -> bool:
+    """
+    Say whether a key ends like a part of an algorithm; what any may have, such as an alpha, other files have too.
+
+    Example:
+        >>> is_part("unet.down.hra_u"), is_part("decoder.act.alpha"), is_part("decoder.conv_in.weight")
+        (True, False, False)
+    """
+    split = split_key(key)
+    return split is not None and bool(split[1].algorithm)
 
 
 def split_key(key: str) -> tuple[str, Leaf] | None:
@@ -67,7 +70,9 @@ def split_key(key: str) -> tuple[str, Leaf] | None:
         ('lora_unet_mid_block_attentions_0_proj_in', Leaf(role='up', algorithm='lora', inner=None, attn_processor=False))
     """
     for suffix, leaf in _FAST:
-        if key.endswith(suffix) and not key.endswith(_ALPHA_OF_A_HALF):
+        if key.endswith(suffix):
+            if suffix == ".alpha" and (".lora" in key or "_lora" in key):
+                break  # it may be that of a half, which has more of an ending
             return key[: -len(suffix)], leaf
     for pattern, role, algorithm in _table():
         match = pattern.search(key)

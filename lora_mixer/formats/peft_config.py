@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from lora_mixer.algorithms.peft_starts import is_from_base, peft_start
 from lora_mixer.algorithms.table import peft_fields, peft_types
 from lora_mixer.errors import InvalidAdapterError, UnsupportedAdapterError
 from lora_mixer.parsing.json_text import NotJsonError, loose_json
@@ -37,14 +38,6 @@ _REFUSED = {
     "megatron_config": "Megatron parallel layers",
     "monteclora_config": "MonteCLoRA, which draws its weights",
 }
-_STARTS = {
-    "pissa_niter": "pairs that started from a randomised SVD of the base (PiSSA), which cannot be worked out again",
-    "corda": "pairs that started from a part of the base chosen by data (CorDA), which the file does not hold",
-    "lora_ga": "pairs that started from gradients (LoRA-GA), which the file does not hold",
-    "loftq": "pairs for a base that LoftQ quantised, which the file does not hold",
-}
-"""Values of ``init_lora_weights`` after which the base is another one, in a way that files do not tell."""
-_KNOWN_STARTS = ("gaussian", "pissa", "olora", "eva", "orthogonal", "mica")
 _KNOWN = frozenset(
     (
         "task_type",
@@ -216,21 +209,17 @@ def _odd_starts(config: Mapping[str, Any]) -> list[str]:
     start = config.get("init_lora_weights")
     if config.get("kasa_config"):
         odd = [name for name in ("use_dora", "target_parameters", "fan_in_fan_out") if config.get(name)]
-        odd += [f"init_lora_weights = {start!r}"] if start in ("pissa", "olora") else []
+        odd += [f"init_lora_weights = {start!r}"] if is_from_base(start) else []
         if odd:
             return [f"KaSA together with {name}" for name in odd]
     if not isinstance(start, str):
         return []
-    kind = "pissa_niter" if start.startswith("pissa_niter") else start
-    if kind in _STARTS:
-        return [_STARTS[kind]]
-    if kind not in _KNOWN_STARTS:
+    row = peft_start(start)
+    if row is None:
         return [f"init_lora_weights = {start[:80]!r}, which this version does not know"]
-    if kind in ("pissa", "olora"):
-        odd = [name for name in ("use_dora", "target_parameters") if config.get(name)]
-        odd += ["fan_in_fan_out"] if kind == "olora" and config.get("fan_in_fan_out") else []
-        return [f"{kind} together with {name}" for name in odd]
-    return []
+    if row.refused:
+        return [row.refused]
+    return [f"{row.name} together with {name}" for name in row.without if config.get(name)]
 
 
 def header_rules(metadata: Mapping[str, str], label: str) -> dict[str | None, ScaleRule]:

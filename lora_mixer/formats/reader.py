@@ -6,7 +6,6 @@ Every problem of a file is collected and raised once.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any
@@ -24,10 +23,11 @@ from lora_mixer.formats import safeloras
 from lora_mixer.formats.building import build_layers
 from lora_mixer.formats.container import FileTensors, read_data, read_tensors, torch_dtype
 from lora_mixer.formats.describing import Modules, describe_adapter, own_name
+from lora_mixer.formats.file_moulds import MouldedLayers, find_mould, keep_mould
 from lora_mixer.formats.fronts import COMPONENT_KEY
 from lora_mixer.formats.grouping import group_keys, said_again
 from lora_mixer.formats.header import ITEM_BYTES, read_at, read_header
-from lora_mixer.formats.moulds import MouldedLayers, find_mould, keep_mould
+from lora_mixer.formats.leaves import split_key
 from lora_mixer.formats.opening import hashes_of, is_pickle_file, scale_rules, stream_of
 from lora_mixer.formats.peft_config import rule_for
 from lora_mixer.formats.pickles import load_pickle, read_pickle
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 _DTYPES = (*ITEM_BYTES, "float8_e4m3fnuz", "float8_e5m2fnuz", "complex128")
 """Types of tensors in state dicts: those of files, and what kin of them torch works with likewise."""
 _FOLDED_AT_LEAST, _FOLDED_TIMES = 1 << 28, 4
-_OF_PAIRS = re.compile(r"\.(?:lora|hada|lokr|oft|ia3|vera|vblora)_")
 _HEADS = frozenset(("classifier", "score"))
 """PEFT's configurations of classifiers name both, whichever the model has."""
 _SMALL = 1 << 16  # bytes of a tensor that a description reads
@@ -65,7 +64,7 @@ def read_source(
         source: Where it lies.
         name: The name to give it; None takes the source's own.
         pinned: Whether its tensors go on to a GPU and may lie in pinned memory until then.
-        moulded: Whether its layers may be :class:`~lora_mixer.formats.moulds.MouldedLayers`, made when they are asked for.
+        moulded: Whether its layers may be :class:`~lora_mixer.formats.file_moulds.MouldedLayers`, made when they are asked for.
 
     Returns:
         The adapter. Its tensors are in memory, or are the caller's own.
@@ -348,6 +347,12 @@ def _note_zeros(layers: Iterable[AdapterLayer], count: int) -> tuple[Remark[Note
     return (Remark(said, NoteKind.ALL_ZERO),)
 
 
+def _is_change(key: str) -> bool:
+    """Say whether a key is a part of a change, and so no value that takes the place of a module's."""
+    split = split_key(key)
+    return split is not None and split[1].algorithm not in ("", "set")
+
+
 def _note_not_held(
     layers: Sequence[AdapterLayer],
     rules: Mapping[str | None, ScaleRule],
@@ -368,7 +373,7 @@ def _note_not_held(
             notes.append(Remark(said, NoteKind.NOT_HELD))
         saved = rule.config.get("modules_to_save") or ()
         named = [saved] if isinstance(saved, str) else saved if isinstance(saved, list | tuple) else ()
-        paths = [f".{key}." for key in keys if not _OF_PAIRS.search(key)] if named else []
+        paths = [f".{key}." for key in keys if not _is_change(key)] if named else []
         held = {name for name in map(str, named) if any(f".{name}." in path for path in paths)}
         held |= _HEADS if held & _HEADS else set()
         absent = [name for name in map(str, named) if name not in held]

@@ -74,7 +74,7 @@ class AdapterConfig:
         Return the fields as PEFT writes them to ``adapter_config.json``.
 
         Example:
-            >>> from lora_mixer.fresh import LoraConfig
+            >>> from lora_mixer import LoraConfig
             >>> table = LoraConfig(r=4, target_modules=["q_proj"]).to_dict()
             >>> table["peft_type"], table["r"], table["target_modules"]
             ('LORA', 4, ['q_proj'])

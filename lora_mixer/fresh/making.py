@@ -124,7 +124,7 @@ def fresh_source(
         )
     tree = ModuleTree(component, root, lambda live: _wide(clean(live)))
     problems: list[Problem] = []
-    config = resolved(config, tree)
+    config = resolved(config, kind.usual(tree.model_type))
     saved = saved_modules(config, tree, problems)
     paths, notes = _paths(config, kind, tree, saved, problems, asked)
     if problems:

@@ -57,7 +57,7 @@ def read_config(config: Any) -> tuple[AdapterConfig, FreshKind]:
         name = _plain(table.get("peft_type"))
         if not isinstance(name, str) or name not in KINDS:
             known = ", ".join(KINDS)
-            said = "no peft_type" if name is None else f"peft_type {shown(name)}"
+            said = "is not given" if name is None else f"got {shown(name)}"
             raise AdapterConfigError(
                 problems=(Problem("peft_type", f"{said}; fresh adapters are of {known}."),), file=label
             )

@@ -14,7 +14,6 @@ from torch import nn
 from lora_mixer.binding import ModuleIndex
 from lora_mixer.binding.index import plain_paths
 from lora_mixer.engines.side.support import layer_kind
-from lora_mixer.fresh.usual_targets import usual_feedforward, usual_targets
 from lora_mixer.parsing.module_ends import ends, fronts, places
 from lora_mixer.parsing.module_patterns import ModulePatterns, PatternTooHardError, compiled
 from lora_mixer.problem import Problem
@@ -166,19 +165,11 @@ def saved_modules(config: AdapterConfig, tree: ModuleTree, problems: list[Proble
     return [path for path in matches if not any(front in matches for front in fronts(path) if front != path)]
 
 
-def resolved(config: AdapterConfig, tree: ModuleTree) -> AdapterConfig:
-    """Return a configuration with the usual targets where it names none, if any are known."""
-    if config.target_modules is not None or config.peft_type in ("TRAINABLE_TOKENS", "FULL"):
+def resolved(config: AdapterConfig, usual: Mapping[str, Any]) -> AdapterConfig:
+    """Return a configuration with the fields that are usual where it names no targets."""
+    if config.target_modules is not None or getattr(config, "target_parameters", None):
         return config
-    if getattr(config, "target_parameters", None):
-        return config
-    usual = usual_targets(config.peft_type, tree.model_type)
-    if usual is None:
-        return config
-    fields: Any = {"target_modules": usual if isinstance(usual, str) else list(usual)}
-    if getattr(config, "feedforward_modules", "") is None:
-        fields["feedforward_modules"] = list(usual_feedforward(tree.model_type))
-    return replace(config, **fields)
+    return replace(config, **{name: value for name, value in usual.items() if getattr(config, name) is None})
 
 
 def find_targets(
@@ -378,10 +369,11 @@ def _nothing(wanted: Sequence[str] | str, tree: ModuleTree, count: int) -> Probl
         if tree.has_weight(path):
             kinds.setdefault(path.rpartition(".")[2])
     names = [name for name in kinds if not name.isdecimal()]
-    listed = ", ".join(names[:24]) + (", ..." if len(names) > 24 else "")
+    ends = ", ".join(names[:24]) + (", ..." if len(names) > 24 else "")
+    there = f"its layers end with {ends}" if names else "it has no layers with names of their own"
     return Problem(
         "target_modules",
-        f"no module of {type(tree.root).__name__} matches {text}; its layers end with {listed}.",
+        f"no module of {type(tree.root).__name__} matches {text}; {there}.",
     )
 
 

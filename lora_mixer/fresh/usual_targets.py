@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 _QV = ("q_proj", "v_proj")
 _QUERY_VALUE = ("query", "value")
 _FUSED = ("query_key_value",)
@@ -77,24 +79,35 @@ _IA3: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-def usual_targets(kind: str, model_type: str | None) -> tuple[str, ...] | str | None:
+def of_pairs(model_type: str | None) -> dict[str, Any]:
     """
-    Return the suffixes, or the regular expression, of the usual targets; None where none are known.
+    Return the usual fields of a configuration for a model's type, for most kinds; none where none are known.
 
     Args:
-        kind: PEFT's name of the kind.
         model_type: ``config.model_type`` of the model.
 
     Example:
-        >>> usual_targets("LORA", "opt"), usual_targets("IA3", "opt"), usual_targets("LORA", "my_own")
-        (('q_proj', 'v_proj'), ('q_proj', 'k_proj', 'fc2'), None)
+        >>> of_pairs("opt"), of_pairs("my_own")
+        ({'target_modules': ['q_proj', 'v_proj']}, {})
     """
-    if kind == "IA3":
-        row = _IA3.get(model_type or "")
-        return None if row is None else row[0]
-    return (_ADALORA if kind == "ADALORA" else _LORA).get(model_type or "")
+    return _targets(_LORA.get(model_type or ""))
 
 
-def usual_feedforward(model_type: str | None) -> tuple[str, ...]:
-    """Return the suffixes of the usual targets of IA3 whose inputs are scaled."""
-    return _IA3.get(model_type or "", ((), ()))[1]
+def of_adalora(model_type: str | None) -> dict[str, Any]:
+    """Return AdaLoRA's."""
+    return _targets(_ADALORA.get(model_type or ""))
+
+
+def of_ia3(model_type: str | None) -> dict[str, Any]:
+    """Return IA3's: the inputs of some are scaled."""
+    targets, feedforward = _IA3.get(model_type or "", (None, ()))
+    return _targets(targets) and {**_targets(targets), "feedforward_modules": list(feedforward)}
+
+
+def none_usual(model_type: str | None) -> dict[str, Any]:  # noqa: ARG001 -- whatever the model
+    """Return nothing: of kinds whose targets have to be named, or mean something when they are not."""
+    return {}
+
+
+def _targets(names: tuple[str, ...] | str | None) -> dict[str, Any]:
+    return {} if names is None else {"target_modules": names if isinstance(names, str) else list(names)}

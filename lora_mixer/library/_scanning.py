@@ -116,6 +116,9 @@ def _plan(index: Database, roots: Sequence[Path]) -> _ScanPlan:
                 if row["offline"]:
                     plan.back.append(file.path)
         plan.gone += rows
+    plan.todo.sort(
+        key=lambda each: each[1].path
+    )  # who comes first has a right to a name: not as a disk lists them
     return plan
 
 
@@ -140,7 +143,10 @@ def _said(connection: sqlite3.Connection, row: dict[str, Any]) -> dict[str, Any]
     for column in ("content", "path"):
         known = connection.execute(f"SELECT * FROM said WHERE {column} = ?", (row[column],)).fetchone()
         if known is not None:
-            return {name: known[column] for name, column in SAID.items()}
+            said = {name: known[column] for name, column in SAID.items()}
+            if known["path"] != row["path"] and os.path.lexists(known["path"]):
+                del said["former"]  # who was called so is there: no other takes these names over
+            return said
     return {}
 
 

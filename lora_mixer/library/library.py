@@ -42,6 +42,8 @@ _NOTES_AT_MOST = 20_000
 _WORDS_AT_MOST = 200
 _LABELS_AT_MOST, _LABEL_AT_MOST = 50, 60
 _FIRST_AT_MOST, _FORMER_AT_MOST = 64, 20
+_BY_NAME, _FIRST_COME = "offline, name COLLATE NOCASE, path", "offline, rowid"
+"""Orders of entries; numbers of rows grow, and stay with an entry that moves."""
 
 
 class Library:
@@ -477,6 +479,11 @@ class Library:
         )
 
     def _say(self, id: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Entry:  # noqa: A002
+        """
+        Keep what the user says of an entry with its content; the names that it had are its own.
+
+        Files of one content may be different ones that say nothing of themselves: what one was called means no other.
+        """
         entry = self.get(id)
         columns = _schema.SAID
         listed = ", ".join(columns)
@@ -494,17 +501,21 @@ class Library:
         def work(connection: sqlite3.Connection) -> None:
             names = ", ".join(columns.values())
             before.append(connection.execute("SELECT * FROM said WHERE content = ?", (key,)).fetchone())
-            there = connection.execute(f"SELECT {names} FROM said WHERE content = ?", (key,)).fetchone()
-            new = change(dict(there) if there else {column: row[mine] for mine, column in columns.items()})
+            there = connection.execute(f"SELECT path, {names} FROM said WHERE content = ?", (key,)).fetchone()
+            here = {column: row[mine] for mine, column in columns.items()}
+            new = change({**here, **dict(there or {}), "former": here["former"]})
+            path = row["path"]
+            if there is not None and new["former"] == here["former"] and os.path.lexists(there["path"]):
+                path, new["former"] = there["path"], there["former"]
             places = ", ".join("?" * (len(columns) + 2))
             connection.execute(
                 f"INSERT OR REPLACE INTO said (content, path, {names}) VALUES ({places})",
-                (key, row["path"], *(new[column] for column in columns.values())),
+                (key, path, *(new[column] for column in columns.values())),
             )
 
         def say() -> None:
             self._user.write(work)
-            self._index.write(lambda connection: _repeat(connection, self._user, entry.id, key))
+            self._index.write(lambda connection: _repeat(connection, self._user, entry.id, key, row["path"]))
 
         def unsay() -> None:
             if before:
@@ -584,7 +595,7 @@ class Library:
             label: Only with this label of the user's.
             favourite: Only favourites, or only others.
             offline: Only those that are away, or only those that are there.
-            sort: One of :data:`SORTS`: ``name``, ``date``, ``size``, ``rank``, ``uses``, ``base``, ``folder`` or ``favourite``.
+            sort: One of :data:`SORTS`, such as ``name`` or ``date``.
             descending: The greatest first.
             first: Ids of entries that come before all others.
             page: Which page, from 0; one past the end is the last.
@@ -673,14 +684,17 @@ class Library:
 
     def find(self, name: str) -> tuple[Entry, ...]:
         """
-        Return the entries of a name, but for case; those that are there first. Where none has it, those that had it, but for case, too.
+        Return the entries of a name, but for case. Where none has it, those that had it, but for case, too.
+
+        Those that are there come first, and of these who came into the library first: a file that comes later, or moves, takes no
+        other's place.
 
         Args:
             name: A file's name without its ending, or what it was called before.
         """
-        entries = self._where("name = ? COLLATE NOCASE", name)
+        entries = self._where("name = ? COLLATE NOCASE", name, order=_FIRST_COME)
         known = json.dumps(name, ensure_ascii=False).casefold()
-        return entries or self._where("instr(casefold(former), ?) > 0", known)
+        return entries or self._where("instr(casefold(former), ?) > 0", known, order=_FIRST_COME)
 
     def by_hash(self, digits: str) -> tuple[Entry, ...]:
         """
@@ -863,12 +877,12 @@ class Library:
         """
         return compatible(entry, base)
 
-    def _where(self, clause: str, *values: object) -> tuple[Entry, ...]:
+    def _where(self, clause: str, *values: object, order: str = _BY_NAME) -> tuple[Entry, ...]:
         places = ", ".join("?" * len(self._roots))
 
         def work(connection: sqlite3.Connection) -> tuple[Entry, ...]:
             rows = connection.execute(
-                f"SELECT * FROM files WHERE root IN ({places}) AND {clause} ORDER BY offline, name COLLATE NOCASE, path",
+                f"SELECT * FROM files WHERE root IN ({places}) AND {clause} ORDER BY {order}",
                 (*map(str, self._roots), *map(storable, values)),
             ).fetchall()
             return self._entries(connection, rows)
@@ -880,17 +894,20 @@ class Library:
         return tuple(_schema.entry_of(row, known[row["id"]], self._previews) for row in rows)
 
 
-def _repeat(connection: sqlite3.Connection, user: Database, id: str, key: str) -> None:  # noqa: A002
+def _repeat(connection: sqlite3.Connection, user: Database, id: str, key: str, path: str) -> None:  # noqa: A002
     """
-    Let searches see what the user said, in all entries of the same content.
+    Let searches see what the user said, in all entries of the same content; of the names that one had, in itself alone.
 
     It is read while nobody else writes the index, so that of two who speak at once the later one is repeated.
     """
     said = user.read(lambda other: other.execute("SELECT * FROM said WHERE content = ?", (key,)).fetchone())
     if said is not None:
-        sets = ", ".join(f"{mine} = ?" for mine in _schema.SAID)
-        values = [said[column] for column in _schema.SAID.values()]
+        columns = {mine: column for mine, column in _schema.SAID.items() if mine != "former"}
+        sets = ", ".join(f"{mine} = ?" for mine in columns)
+        values = [said[column] for column in columns.values()]
         connection.execute(f"UPDATE files SET {sets} WHERE id = ? OR content = ?", (*values, id, key))
+        if said["path"] == path:
+            connection.execute("UPDATE files SET former = ? WHERE id = ?", (said["former"], id))
 
 
 def _put_back(connection: sqlite3.Connection, key: str, row: sqlite3.Row | None) -> None:

@@ -19,6 +19,7 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from lora_mixer.components import TEXT_ENCODERS
+from lora_mixer.families import FAMILIES
 from lora_mixer.mixes.blocks import Blocks
 from lora_mixer.mixes.grammar.tokens import is_number
 from lora_mixer.mixes.reading import Reading
@@ -70,7 +71,17 @@ LBW_PRESETS: Mapping[str, tuple[float, ...]] = FrozenMap(
 """LBW's own presets, for SD 1.x and 2.x, and one for Flux."""
 
 _LAYERS = 2
-_LENGTHS = "12 or 20 (SDXL), 17 or 26 (SD 1.x and 2.x), 61 or 58 (Flux)"
+
+
+def _names(lengths: tuple[int, ...]) -> str:
+    """Name the families that lists of such lengths are for."""
+    return " and ".join(family.name for family in FAMILIES if family.lbw == lengths)
+
+
+_LENGTHS = ", ".join(
+    f"{' or '.join(map(str, lengths))} ({_names(lengths)})"
+    for lengths in sorted({family.lbw for family in FAMILIES if family.lbw})
+)
 _ENDS = {
     "x_embedder": "IN",
     "context_embedder": "IN",
@@ -136,10 +147,11 @@ class LbwWeights(Blocks):
         if "D00" in self.by_id:
             if (layout.double, layout.single) == (_DOUBLE, _SINGLE):
                 return ()
+            of = next(_names(family.lbw) for family in FAMILIES if count in family.lbw)
             has = "is a UNet" if layout.is_unet else f"has {layout.double} and {layout.single}"
             return (
                 (
-                    f"a list of {count} is for the {_DOUBLE} double and {_SINGLE} single blocks of Flux, and this model {has}; "
+                    f"a list of {count} is for the {_DOUBLE} double and {_SINGLE} single blocks of {of}, and this model {has}; "
                     f"{_DEPTH if not layout.is_unet else 'use a list for UNets'}."
                 ),
             )

@@ -18,6 +18,7 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from lora_mixer.errors import MixError
+from lora_mixer.families import FAMILIES
 from lora_mixer.mixes.blocks import Blocks
 from lora_mixer.mixes.reading import Reading
 from lora_mixer.parsing.expressions import LONGEST, Expression, ExpressionError
@@ -36,10 +37,8 @@ What all patterns of a set may need together, in letters of names that an expres
 asked for the first time, so that there is no end for a mix in use; and what the letters and stars of a pattern cost once.
 """
 
-_CONTENT = "unet.up_blocks.0.attentions.0.*"
-_STYLE = "unet.up_blocks.0.attentions.1.*"
-_SDXL = ((0, 2, 2), (3, 3, 0))
-"""How many transformers the blocks of SDXL have, down and up; so do its distilled and pruned kin (SSD-1B, Vega), and no other base."""
+_OF_B_LORA = next(family for family in FAMILIES if family.b_lora)
+"""SDXL; its distilled and pruned kin (SSD-1B, Vega) has as many transformers in its blocks, and no other base."""
 
 
 @dataclass(frozen=True)
@@ -122,19 +121,21 @@ class LayerPatterns(Blocks):
         return any(test.fullmatch(name) is not None for name in names)
 
     def misfits(self, layout: BlockLayout) -> tuple[str, ...]:
-        """B-LoRA's presets are for the blocks of SDXL; other patterns fit every model."""
+        """B-LoRA's presets are for the blocks of one family; other patterns fit every model."""
         preset = next((name for name, preset in B_LORA.items() if preset == self), None)
         here = tuple(tuple(shape.attentions for shape in side) for side in (layout.down, layout.up))
-        if preset is None or here == _SDXL:
+        expected = _OF_B_LORA.attentions
+        if preset is None or here == expected:
             return ()
         has = (
             f"has {_counted(here[0])} transformers in its down blocks and {_counted(here[1])} in its up blocks"
             if layout.is_unet
-            else "is no UNet"
+            else "is not a UNet"
         )
         return (
             (
-                f"{preset} is for SDXL, whose blocks down have {_counted(_SDXL[0])} transformers and those up {_counted(_SDXL[1])}: "
+                f"{preset} is for {_OF_B_LORA.name}, whose blocks down have {_counted(expected[0])} transformers and those up "
+                f"{_counted(expected[1])}: "
                 f"there the first two of up_blocks.0 carry content and style. This model {has}; name the layers that are "
                 'meant in it by patterns, such as {"*": 0, "unet.up_blocks.1.attentions.0.*": 1}.'
             ),
@@ -275,9 +276,8 @@ def _names(component: str, module: str) -> tuple[str, str]:
 
 B_LORA: Mapping[str, LayerPatterns] = FrozenMap(
     {
-        "b-lora:content": LayerPatterns({"*": 0, _CONTENT: 1}),
-        "b-lora:style": LayerPatterns({"*": 0, _STYLE: 1}),
-        "b-lora": LayerPatterns({"*": 0, _CONTENT: 1, _STYLE: 1}),
+        **{f"b-lora:{what}": LayerPatterns({"*": 0, each: 1}) for what, each in _OF_B_LORA.b_lora.items()},
+        "b-lora": LayerPatterns({"*": 0, **dict.fromkeys(_OF_B_LORA.b_lora.values(), 1)}),
     }
 )
 """The blocks of SDXL that B-LoRA trains (arXiv 2403.14572): content, style, or both; all other layers have 0."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 OWN_KEY = "lora_mixer"
 PARAMETERS = "parameters"
-FORMATS = ("PNG", "JPEG", "WEBP")
+PICTURE_TYPES = ("PNG", "JPEG", "WEBP")
 
 EXIF_IFD, USER_COMMENT, MAKER_NOTE, SOFTWARE = 0x8769, 0x9286, 0x927C, 0x0131
 UNICODE = b"UNICODE\0"
@@ -80,7 +80,7 @@ def _of_stream(stream: Any, label: str) -> tuple[dict[str, str], tuple[int, int]
 
     try:
         refuse_heavy_tables(stream)
-        with Image.open(stream, formats=FORMATS) as image:
+        with Image.open(stream, formats=PICTURE_TYPES) as image:
             return _of_image(image, label), image.size
     except PictureMetadataError:
         raise

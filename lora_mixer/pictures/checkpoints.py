@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from lora_mixer.errors import CorruptFileError, NotAnAdapterError, SourceNotFoundError
 from lora_mixer.families.telling import CROSS_ATTENTION
 from lora_mixer.formats.header import open_weights, read_header
+from lora_mixer.formats.leaves import is_part
 from lora_mixer.parsing.files import place_of
 from lora_mixer.pictures.model_options import CHECKPOINT_SUFFIXES
 from lora_mixer.problem import Remedy
@@ -41,7 +42,6 @@ _UNET = "model.diffusion_model."
 _FIRST = f"{_UNET}input_blocks.0.0.weight"
 _ATTENDS = re.compile(r"input_blocks\.\d+\.1\.transformer_blocks\.0\.attn2\.to_k\.weight$")
 _TEXT = ("cond_stage_model.", "conditioner.embedders.", "text_encoders.")
-_ADAPTER = re.compile(r"(?:^|[._])(?:lora_(?:down|up|A|B|mid)|lokr_w|hada_w|oft_|boft_|ia3_|dora_scale)")
 _TRANSFORMER = (
     "double_blocks.", "single_blocks.", "joint_blocks.", "single_transformer_blocks.", "transformer_blocks.", "blocks.", "layers.",
     "double_layers.", "joint_transformer_blocks.", "noise_refiner.", "double_stream_blocks.", "visual_transformer_blocks.",
@@ -113,7 +113,7 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoi
     if suffix == ".gguf":
         with open_weights(place, str(path)) as stream:
             if stream.read(4) != b"GGUF":
-                raise CorruptFileError("is no GGUF file, whatever its name says", file=str(path))
+                raise CorruptFileError("is not a GGUF file, whatever its name says", file=str(path))
         return Checkpoint(place, "denoiser")
     if suffix in PICKLED:
         if not allow_pickle:
@@ -204,7 +204,7 @@ def _is_controlnet(keys: Keys) -> bool:
 
 # The first that fits: parts of a name may stand in several kinds.
 _KINDS: tuple[tuple[CheckpointKind, Callable[[Keys], bool]], ...] = (
-    ("adapter", lambda keys: any(_ADAPTER.search(key) for key in keys)),
+    ("adapter", lambda keys: any(map(is_part, keys))),
     ("ip-adapter", lambda keys: any("to_k_ip." in key for key in keys)),
     ("controlnet", _is_controlnet),
     ("pipeline", _is_pipeline),

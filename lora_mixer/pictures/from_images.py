@@ -204,7 +204,7 @@ def _refuse_large(image: Image, size: int, path: str, field: str) -> None:
 
 
 def _sized(image: Image, size: tuple[int | None, int | None]) -> Image:
-    """Give an image the size asked for, or the nearest below its own that pipelines take."""
+    """Return an image in the size asked for, or the nearest below its own that pipelines take."""
     from PIL.Image import Resampling
 
     wanted = tuple(

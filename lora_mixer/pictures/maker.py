@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from lora_mixer.binding import find_components
 from lora_mixer.errors import MissingExtraError, MixError, PictureError
 from lora_mixer.extras import require
+from lora_mixer.families.of_pipeline import family_of
 from lora_mixer.pictures.batching import batches
 from lora_mixer.pictures.from_images import SECOND_STRENGTH, ImageTasks, larger, takes
 from lora_mixer.pictures.placing import free_memory, offload_of, setting_text, smaller_than
@@ -227,7 +229,8 @@ class PictureMaker:
                 f"{type(self.mixer.pipe).__name__} takes no timesteps, so it cannot carry {AYS}",
                 field="schedule",
             )
-        return ays_timesteps(scheduler, steps, sdxl=hasattr(self.mixer.pipe, "text_encoder_2"))
+        family = family_of(find_components(self.mixer.pipe))
+        return ays_timesteps(scheduler, steps, *(() if family is None else (family.ays,)))
 
     @contextmanager
     def _sampling(self, request: PictureRequest, also: Any) -> Iterator[dict[str, Any]]:

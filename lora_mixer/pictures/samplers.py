@@ -199,7 +199,7 @@ def _find(name: str) -> tuple[Sampler | str, tuple[str, ...]]:
     names = list(dict.fromkeys(_BY_KEY[each].name for each in near)) or [each.name for each in SAMPLERS]
     raise PictureError(
         f"{quoted(name)} is unknown; {'did you mean' if near else 'known are'} {', '.join(names)}"
-        f"{'?' if near else ''} Classes of diffusers are known by their names, too",
+        f"{'?' if near else '.'} Classes of diffusers are known by their names, too.",
         field="sampler",
     )
 
@@ -313,7 +313,7 @@ def fitting_samplers(scheduler: Any) -> dict[str, tuple[str, ...]]:
                     warnings.simplefilter("ignore")
                     made = _made(scheduler, choice, **probing) if choice.changes else scheduler
                 if word == AYS:
-                    ays_timesteps(made, 10, sdxl=False)
+                    ays_timesteps(made, 10)
             except PictureError:
                 continue
             fits.append(word)
@@ -346,9 +346,14 @@ def _flow(usual: Any, kind: Any, takes: set[str]) -> dict[str, Any]:
     return {}
 
 
-def ays_timesteps(scheduler: Any, steps: int, *, sdxl: bool) -> list[int]:
+def ays_timesteps(scheduler: Any, steps: int, name: str = "StableDiffusionTimesteps") -> list[int]:
     """
     Return the timesteps of Align Your Steps: the ten of the paper, or as many as asked, even in the log of the noise.
+
+    Args:
+        scheduler: The scheduler.
+        steps: How many.
+        name: Which of diffusers' tables has the ten.
 
     Raises:
         PictureError: When the scheduler takes no timesteps.
@@ -363,7 +368,7 @@ def ays_timesteps(scheduler: Any, steps: int, *, sdxl: bool) -> list[int]:
             f"{type(scheduler).__name__} takes no timesteps, so it cannot carry {AYS}", field="schedule"
         )
     table: Any = getattr(schedulers, "AysSchedules")  # noqa: B009 -- not said to be exported
-    ten: list[int] = table["StableDiffusionXLTimesteps" if sdxl else "StableDiffusionTimesteps"]
+    ten: list[int] = table[name]
     if steps == len(ten):
         return list(ten)
     noise = [0.5 * math.log((1 - float(a)) / float(a)) if 0 < float(a) < 1 else 20.0 for a in kept]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lora_mixer.errors import PictureError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -46,6 +48,9 @@ def contact_sheet(bands: Sequence[Band]) -> Image:
     Returns:
         The sheet (PIL).
 
+    Raises:
+        PictureError: When there is no picture.
+
     Example:
         >>> from PIL import Image
         >>> cell = Image.new("RGB", (128, 128))
@@ -55,8 +60,11 @@ def contact_sheet(bands: Sequence[Band]) -> Image:
     """
     from PIL import Image, ImageDraw, ImageFont
 
+    cells = [cell for band in bands for _, row in band.rows for cell in row]
+    if not cells:
+        raise PictureError("expected at least one row with a picture, got none", argument="bands")
     font = ImageFont.load_default(TEXT_SIZE)
-    width, height = bands[0].rows[0][1][0].size
+    width, height = cells[0].size
     words = [word for band in bands for label, _ in band.rows for word in label.split()]
     left = int(max((font.getlength(word) for word in words), default=0)) + 4 * GAP
     columns = max(len(band.headings) for band in bands)

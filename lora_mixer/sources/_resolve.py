@@ -16,6 +16,8 @@ from lora_mixer.sources._names import ADAPTER_SUFFIXES
 from lora_mixer.sources._types import AdapterSource, Request
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
 # One slash, and letters that the Hub allows in names; anything else can only be a path.
@@ -89,22 +91,45 @@ def _from_name(source: str | os.PathLike[str], request: Request) -> AdapterSourc
     label: Any = os.fspath(source)
     if not isinstance(label, str) or not label or "\0" in label:
         raise SourceError(f"A path or repository name must be text that is not empty (got {label!r}).")
-    path = _existing(label) or _existing(local_source(label))
-    if path is not None:
-        return from_path(path, request)
-    if isinstance(source, str):
-        # huggingface_hub takes a while to import, and most adapters are files.
-        from lora_mixer.sources import hub
-
-        if label.startswith(("https://", "http://")):
-            return hub.from_url(label, request)
-        if _REPO_ID.fullmatch(label) and not label.lower().endswith(ADAPTER_SUFFIXES):
-            return hub.from_repo(label, request)
+    for named in NAMED if isinstance(source, str) else NAMED[:1]:
+        resolved = named(label, request)
+        if resolved is not None:
+            return resolved
     raise SourceNotFoundError(
         f"is neither a file or folder (looked for it in {Path.cwd()}) nor the name of a Hub repository "
         f"(these look like 'user/name'). Check the spelling and the current folder.",
         file=label[:500],
     )
+
+
+def _on_disk(label: str, request: Request) -> AdapterSource | None:
+    path = _existing(label) or _existing(local_source(label))
+    return None if path is None else from_path(path, request)
+
+
+# huggingface_hub takes a while to import, and most adapters are files
+def _at_an_address(label: str, request: Request) -> AdapterSource | None:
+    if not label.startswith(("https://", "http://")):
+        return None
+    from lora_mixer.sources import hub
+
+    return hub.from_url(label, request)
+
+
+def _in_a_repository(label: str, request: Request) -> AdapterSource | None:
+    if not _REPO_ID.fullmatch(label) or label.lower().endswith(ADAPTER_SUFFIXES):
+        return None
+    from lora_mixer.sources import hub
+
+    return hub.from_repo(label, request)
+
+
+NAMED: tuple[Callable[[str, Request], AdapterSource | None], ...] = (
+    _on_disk,
+    _at_an_address,
+    _in_a_repository,
+)
+"""Who reads what a text names, None where it names none of theirs: the first has it. Path objects are for the first alone."""
 
 
 def _existing(text: str) -> Path | None:

@@ -124,7 +124,7 @@ def named(
     embeddings: tuple[Embedding, ...], tokens: str | Sequence[str] | None, label: str
 ) -> tuple[Embedding, ...]:
     """
-    Give the words of a file the names that a caller has for them.
+    Return the words of a file with the names that a caller has for them.
 
     Args:
         embeddings: The file's words.

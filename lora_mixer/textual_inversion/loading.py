@@ -36,7 +36,7 @@ def choose_embeddings(
             f"load_embeddings names {', '.join(odd)}; the file's words are: {there}",
             file=adapter.info.source,
             argument="load_embeddings",
-            problems=[Problem(word, "is no word of the file") for word in odd],
+            problems=[Problem(word, "is not a word of the file") for word in odd],
         )
     return tuple(
         checked(

@@ -104,7 +104,7 @@ def _warning(layers: Sequence[NewLayer]) -> tuple[str, ...]:
     return (
         (
             "alphas differ from module to module, as in the source: diffusers 0.42.1 misreads that in Kohya's format "
-            "(format='diffusers' is safe there)"
+            "(its own format is safe there)"
         ),
     )
 

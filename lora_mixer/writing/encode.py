@@ -62,7 +62,7 @@ def cast(tensor: torch.Tensor, dtype: torch.dtype | None, place: ModulePlace) ->
 
 
 def shaped_pair(layer: NewLayer, dtype: torch.dtype | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give up and down in the shapes that the module's kind has: kernels for convolutions, else matrices."""
+    """Return up and down in the shapes that the module's kind has: kernels for convolutions, else matrices."""
     up, down = (cast(half, dtype, layer.place) for half in layer.pair)
     shape, rank = layer.place.shape, layer.rank
     if len(shape) > 2:

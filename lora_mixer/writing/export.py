@@ -16,9 +16,12 @@ import torch
 
 from lora_mixer import __version__
 from lora_mixer.algorithms.base import all_finite
+from lora_mixer.binding.reach import check_components, without_effect
+from lora_mixer.components import TEXT_ENCODERS
 from lora_mixer.errors import MatchError, MixError, SaveError
 from lora_mixer.merging import MergeMethod
 from lora_mixer.mixes import Mix, block_layouts
+from lora_mixer.mixes.transformer_blocks import DepthThird
 from lora_mixer.parsing.files import at_home
 from lora_mixer.problem import SaveProblem, SaveReason, UnusedReason
 from lora_mixer.wording import first_of
@@ -30,13 +33,14 @@ from lora_mixer.writing.formats.kohya import with_one_alpha
 from lora_mixer.writing.formats.table import FORMATS
 from lora_mixer.writing.layers import Share
 from lora_mixer.writing.names import names_of
-from lora_mixer.writing.parts import located, open_files
+from lora_mixer.writing.parts import BASE_REMEDY, located, open_files
 
 if TYPE_CHECKING:
     from lora_mixer.adapter import AdapterInfo
     from lora_mixer.writing.compose import Progress
     from lora_mixer.writing.layers import AdapterParts, ModulePlace, NewLayer, Part
     from lora_mixer.writing.names import Names
+    from lora_mixer.writing.parts import FileSet
     from lora_mixer.writing.read_back import Locate
     from lora_mixer.writing.report import SaveReport
 
@@ -129,13 +133,14 @@ def merge(
         progress: Wraps the list of modules that is gone through, as ``tqdm.tqdm`` does.
 
     Returns:
-        What was written, with the error of each layer that was cut; it has been read back and compared.
+        What was written, with the error of each layer that was cut; it has been read back and compared. Its notes say which
+        weights change nothing.
 
     Raises:
         SourceError: When a file or the model is not there.
         FormatError: When a file is not an adapter.
         MatchError: When they are for different bases, or do not fit the model in full.
-        MixError: When weights or the method make no sense, or change from step to step.
+        MixError: When weights or the method make no sense, change from step to step, or are for components that are not there.
         SaveError: When the format cannot carry something, a rank is needed, or the disk refuses.
 
     Example:
@@ -159,7 +164,8 @@ def merge(
     files = open_files([source for source, _ in pairs], model=model, allow_pickle=allow_pickle)
     given = zip(files.adapters, pairs, strict=True)
     mix = Mix.of({one.info.name: weights for one, (_, weights) in given})
-    return write_adapters(
+    idle = _idle(mix, files)
+    report = write_adapters(
         files.adapters,
         place,
         names=files.names,
@@ -171,6 +177,25 @@ def merge(
         dtype=as_dtype(dtype),
         progress=progress,
     )
+    return replace(report, notes=(*report.notes, *idle))
+
+
+def _idle(mix: Mix, files: FileSet) -> list[str]:
+    """Refuse weights for components that are not there; say which change nothing."""
+    adapters = {adapter.info.name: adapter for adapter in files.adapters}
+    if files.skeleton is None:  # which text encoders its model has is not known, nor how deep it is
+        for name in mix.names:
+            if isinstance(blocks := mix[name].blocks, DepthThird):
+                raise MixError(
+                    f"{name}: {blocks.to_spec()} is a part of the model's depth, which no file tells",
+                    adapter=name,
+                    remedy=BASE_REMEDY,
+                )
+        changed = {component for adapter in adapters.values() for component in adapter.components}
+        check_components(mix, changed | set(TEXT_ENCODERS), "in these files; there may be")
+    else:
+        check_components(mix, files.names.paths, f"in {files.skeleton.name}; it has")
+    return without_effect(mix, adapters)
 
 
 def resize(

@@ -28,6 +28,11 @@ OTHER_FORMAT = Remedy(
     "choose diffusers or PEFT as the format",
 )
 """What writes modules that a format has no names for."""
+BASE_OR_FORMAT = Remedy(
+    f"name the base model, a checkpoint or a diffusers folder, with model=, or {OTHER_FORMAT.python}",
+    f"name the base model, a checkpoint or a diffusers folder, with --model, or {OTHER_FORMAT.command}",
+)
+"""What writes modules whose names in a format follow from their base, which is not known."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,16 @@ class AdapterParts:
     info: AdapterInfo
     parts: Sequence[Part]
     unused: Mapping[str, Remark[UnusedReason]] = field(default_factory=dict)
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The components that it changes, in their order."""
+        return tuple(dict.fromkeys(part.place.component for part in self.parts))
+
+    @property
+    def places(self) -> tuple[tuple[str, str], ...]:
+        """The component and path of each of its layers."""
+        return tuple((part.place.component, part.place.path) for part in self.parts)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from lora_mixer.errors import SaveError
 from lora_mixer.families import family_of_class, spell
 from lora_mixer.families.unet_names import block_prefixes, ldm_name
 from lora_mixer.writing.fusing import fuse
-from lora_mixer.writing.layers import OTHER_FORMAT
+from lora_mixer.writing.layers import BASE_OR_FORMAT, OTHER_FORMAT
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lora_mixer.writing.layers import ModulePlace, NewLayer
 
 _TEXT_ROOT = "text_model."
-DENOISERS = ("transformer", "transformer_2")
+_TRANSFORMERS = ("transformer", "transformer_2")
 _PRIORS = ("prior", "prior_prior")
 _CLIP_TOPS = ("embeddings", "encoder", "final_layer_norm")
 _LANGUAGE_ROOT = re.compile(r"^(?:model\.)?(?:language_model\.)?(?:model\.)?")
@@ -74,8 +74,8 @@ class Names:
         layout = "" if family is None else (comfyui and family.comfyui) or family.kohya_flat
         if family is None or not layout:
             return list(layers)
-        others = [layer for layer in layers if layer.place.component not in DENOISERS]
-        for component in DENOISERS:
+        others = [layer for layer in layers if layer.place.component not in _TRANSFORMERS]
+        for component in _TRANSFORMERS:
             by_path = {layer.place.path: layer for layer in layers if layer.place.component == component}
             table = spell(family.layouts[layout], self.rows.get(component, {}))
             others += fuse(by_path, table, self.rows.get(component, {})) if by_path else []
@@ -128,7 +128,7 @@ class Names:
                     key=str(place),
                 )
             return "lora_unet_" + name.replace(".", "_")
-        if place.component in DENOISERS and self.family is not None:
+        if place.component in _TRANSFORMERS and self.family is not None:
             return "lora_unet_" + place.path.replace(".", "_")
         numbered = {"text_encoder": "te1" if self._counts else "te", "text_encoder_2": "te2"}
         if self.family is not None:
@@ -140,6 +140,12 @@ class Names:
                 ("text_encoder", "prior_text_encoder"), "prior_te"
             )
         prefix = numbered.get(place.component)
+        if prefix is None and place.component in _TRANSFORMERS:
+            raise SaveError(
+                f"Kohya's names of a {place.component} follow from its family, which is not known here",
+                key=str(place),
+                remedy=BASE_OR_FORMAT,
+            )
         if prefix is None:
             raise SaveError(
                 f"Kohya's layout is written for UNets and their text encoders only, not for {place.component}",
@@ -167,12 +173,14 @@ class Names:
                     "the original code, whose names ComfyUI uses, has no such module", key=str(place)
                 )
             return f"diffusion_model.{name}"
-        if place.component in DENOISERS and self.family is not None:
+        if place.component in _TRANSFORMERS and self.family is not None:
             return f"diffusion_model.{place.path}"
         encoder = self._encoder(place)
         if encoder is None:
             raise SaveError(
-                f"ComfyUI's name for {place.component} is not known here", key=str(place), remedy=OTHER_FORMAT
+                f"ComfyUI's name for {place.component} is not known here",
+                key=str(place),
+                remedy=BASE_OR_FORMAT if place.component in _TRANSFORMERS else OTHER_FORMAT,
             )
         path = self.dotted(place)
         if self.family is not None and encoder == self.family.encoder:
@@ -192,10 +200,10 @@ class Names:
 
 def names_of(components: Mapping[str, nn.Module]) -> Names:
     """Make the names of live components, whose family is told by their denoiser's class."""
-    kinds = [type(components[part]).__name__ for part in DENOISERS if part in components]
+    kinds = [type(components[part]).__name__ for part in _TRANSFORMERS if part in components]
     family = next((family for kind in kinds if (family := family_of_class(kind)) is not None), None)
     rows = {}
-    for part in DENOISERS if family is not None else ():
+    for part in _TRANSFORMERS if family is not None else ():
         if part in components:
             rows[part] = {
                 path.replace("_orig_mod.", "").replace(".base_layer", ""): _outputs(module)

@@ -24,7 +24,7 @@ from lora_mixer.errors import MatchError, SaveError
 from lora_mixer.families import family_named, is_translated
 from lora_mixer.families import skeleton as skeletons
 from lora_mixer.families.skeleton import Skeleton, of_family
-from lora_mixer.families.telling import TRANSFORMERS, families_of, one_label, shares_names
+from lora_mixer.families.telling import EITHER, TRANSFORMERS, families_of, one_label, shares_names
 from lora_mixer.formats import read_source
 from lora_mixer.formats.container import read_tensors
 from lora_mixer.formats.describing import own_name
@@ -197,9 +197,9 @@ def _model(model: str | Path, *, allow_pickle: bool) -> Skeleton:
 def _skeleton_for(adapters: Sequence[Adapter]) -> Skeleton | None:
     infos = [adapter.info for adapter in adapters]
     bases = {info.base for info in infos}
-    if bases == {"SD 1.x or SDXL"}:  # text encoders of 768 alone
-        bases = {"SD 1.x"}
-    bases.discard("SD 1.x or SDXL")
+    # text encoders alone do not tell between UNets: the first has what any of them has
+    untold = {base for base in bases if set(EITHER.get(base, ())) & set(skeletons.UNETS)}
+    bases = bases - untold or {EITHER[base][0] for base in untold}
     base = one_label(bases)
     if base is None:
         table = ", ".join(f"{info.source} ({info.base})" for info in infos)
@@ -207,21 +207,21 @@ def _skeleton_for(adapters: Sequence[Adapter]) -> Skeleton | None:
             f"these adapters are for different bases and cannot become one: {table}",
             problems=[Problem(info.source, f"is for {info.base}") for info in infos],
         )
-    if base in skeletons.FAMILIES:
+    if base in skeletons.UNETS:
         return of_family(base)
     hints = {layer.target.hint for adapter in adapters for layer in adapter.layers}
     experts = tuple({str(hint) for hint in hints} & {"transformer_2"})
 
     def of(name: str) -> Skeleton | None:
         # transformers of one family come in several sizes: where no known one is it, the files' own names have to do
-        sized = (of_family(name, size, experts=experts) for size in range(skeletons.TRANSFORMERS[name]))
+        sized = (of_family(name, size, experts=experts) for size in range(skeletons.SIZES[name]))
         return next((skeleton for skeleton in sized if all(_is_whole(a, skeleton) for a in adapters)), None)
 
-    own = of(base) if base in skeletons.TRANSFORMERS else None
+    own = of(base) if base in skeletons.SIZES else None
     if own is not None:
         return own
     # the label is that of a family whose names others have: the one of these whose sizes they are, if there is one alone
-    others = [of(name) for name in skeletons.TRANSFORMERS if shares_names(base, name)]
+    others = [of(name) for name in skeletons.SIZES if shares_names(base, name)]
     fitting = [skeleton for skeleton in others if skeleton is not None]
     return fitting[0] if len(fitting) == 1 else None
 

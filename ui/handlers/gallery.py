@@ -19,6 +19,7 @@ from lora_mixer.picture_metadata import (
 from lora_mixer.pictures import PICTURE_FIELDS
 
 from .. import gallery
+from ..limits import NO_SKIP, NOTHING_MORE
 from ..mix_rows import recalled_rows, shown_rows
 from . import sites
 
@@ -32,17 +33,6 @@ if TYPE_CHECKING:
 MAX_PICTURE = 64 << 20
 OWN = "lora_mixer"
 WEIGHTED = re.compile(r"\([^()]+:-?\d+(?:\.\d+)?\)")
-NOTHING_MORE: dict[str, Any] = {
-    "sampler": "",
-    "schedule": "",
-    "clip_skip": 1,
-    "start": "",
-    "inpaint": "",
-    "strength": 0.6,
-    "guide": "",
-    "guide_scale": 0.6,
-}
-"""What the browser keeps beside Gradio's fields, where nothing is said."""
 
 
 def recalled(app: AppState, settings: PictureSettings) -> tuple[dict[str, Any], AdapterMatches]:
@@ -157,7 +147,7 @@ def taken(app: AppState, settings: PictureSettings) -> Taken:
         **NOTHING_MORE,
         "sampler": _sampler(app, settings, request.sampler or ""),
         "schedule": request.schedule or "",
-        "clip_skip": (request.clip_skip or 0) + 1,
+        "clip_skip": (request.clip_skip or 0) + NO_SKIP,
     }
     if here:
         more |= {

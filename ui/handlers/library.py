@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import re
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -279,7 +280,8 @@ def rename(app: AppState, asked: Any) -> dict[str, Any]:
             else f"Name: mixes mean {app.name_of(other)} by {safe_name(wanted)}",
             "adapter-name",
         )
-    return {**_card(app, app.library.rename(entry.id, wanted)), "before": before}
+    with app.given_name(safe_name(wanted)):
+        return {**_card(app, app.library.rename(entry.id, wanted)), "before": before}
 
 
 def move(app: AppState, asked: Any) -> dict[str, Any]:
@@ -303,13 +305,18 @@ def to_trash(app: AppState, entry_id: Any) -> dict[str, Any]:
     Put an adapter's file into the trash of its folder.
 
     Returns:
-        ``token``, by which :func:`from_trash` has it back, and its ``title``.
+        ``token``, by which :func:`from_trash` has it back, its ``title``, and ``heir``: the folder of another of its name, which mixes
+        mean from now on; empty where there is none.
 
     Raises:
         LoraMixerError: When it cannot be moved.
     """
     entry = _mine(app, entry_id)
-    return {"title": app.name_of(entry), "token": app.library.trash(entry.id)}
+    title = app.name_of(entry)
+    token = app.library.trash(entry.id)
+    heir = app.entry_named(title)
+    place = "" if heir is None else f"{heir.root.name}/{heir.folder}".rstrip("/")
+    return {"title": title, "token": token, "heir": place}
 
 
 def from_trash(app: AppState, token: Any) -> dict[str, Any]:
@@ -391,13 +398,14 @@ def take_uploads(app: AppState, files: Any, cache: str, name: Any = "") -> Added
                     f"{path.name}: it is here already, as {app.name_of(same)}; it is not added twice"
                 )
                 continue
-            entry = app.library.add(
-                file,
-                app.free_name(wanted),
-                folder=app.uploads,
-                limit=app.options.max_upload,
-                config=None if config is None else _uploaded(config, cache),
-            )
+            with app.new_name(wanted) as free:
+                entry = app.library.add(
+                    file,
+                    free,
+                    folder=app.uploads,
+                    limit=app.options.max_upload,
+                    config=None if config is None else _uploaded(config, cache),
+                )
             added.append(told_of(app, entry, wanted, same))
             ids.append(entry.id)
             if not called and (wanted == PEFT_NAME or wanted.lower() in NO_NAMES):
@@ -468,9 +476,11 @@ def from_hub(app: AppState, repo: Any, weight_name: Any) -> Added:
     wanted = checks.text(weight_name, "File in it", 200, "hub-file").strip() or unquote(file)
     there: list[str] = []
 
-    def called(name: str) -> str:
-        there.append(safe_name(name))
-        return app.free_name(name)
+    with ExitStack() as names:
 
-    entry = app.library.add_from_hub(repo_id, weight_name=wanted or None, folder=app.uploads, name=called)
+        def called(name: str) -> str:
+            there.append(safe_name(name))
+            return names.enter_context(app.new_name(name))
+
+        entry = app.library.add_from_hub(repo_id, weight_name=wanted or None, folder=app.uploads, name=called)
     return Added(told_of(app, entry, there[-1], None), (entry.id,))

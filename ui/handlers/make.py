@@ -12,7 +12,17 @@ from lora_mixer.pictures import PICTURE_FIELDS, SCHEDULES
 
 from .. import checks
 from ..jobs import Jobs, Order, make_all
-from ..limits import MAX_COUNT, MAX_GUIDANCE, MAX_SEED, MAX_SIDE, MAX_STEPS, MIN_SIDE
+from ..limits import (
+    MAX_COUNT,
+    MAX_GUIDANCE,
+    MAX_SEED,
+    MAX_SIDE,
+    MAX_STEPS,
+    MIN_SIDE,
+    NO_SKIP,
+    NOTHING_MORE,
+    range_of,
+)
 from ..messages import FieldError, told
 from ..mix_rows import read_rows
 from ..thumbs import data_uri
@@ -84,10 +94,11 @@ def read_more(app: AppState, value: Any) -> dict[str, Any]:
     given = {} if value in (None, "") else checks.table(value, "Settings")
     fields: dict[str, Any] = {}
     for name in ("sampler", "schedule"):
-        text = checks.text(given.get(name), name.capitalize(), 200, name)
-        problem = PICTURE_FIELDS[name].problem(text) if text else None
+        field = PICTURE_FIELDS[name]
+        text = checks.text(given.get(name), field.label, int(field.high or 0), name)
+        problem = field.problem(text) if text else None
         if problem:
-            raise FieldError(f"{PICTURE_FIELDS[name].label}: {problem.text}", name)
+            raise FieldError(f"{field.label}: {problem.text}", name)
         if text:
             fields[name] = text
     known = app.models.facts.samplers.get(fields.get("sampler", ""))
@@ -98,13 +109,16 @@ def read_more(app: AppState, value: Any) -> dict[str, Any]:
             f"Schedule: {fields.get('sampler', usual)} cannot have {word} with this model; it can have {', '.join(known) or 'none'}",
             "schedule",
         )
-    if given.get("clip_skip") not in (None, "", 1):
-        skip = checks.whole(given["clip_skip"], "Clip skip", 1, 12, "clip-skip")
-        fields["clip_skip"] = skip - 1  # people count as AUTOMATIC1111 does: 1 is none
+    if given.get("clip_skip") not in (None, "", NO_SKIP):
+        low, high = range_of("clip_skip")
+        skip = checks.whole(given["clip_skip"], "Clip skip", low + NO_SKIP, high + NO_SKIP, "clip-skip")
+        fields["clip_skip"] = skip - NO_SKIP
     if given.get("start"):
         start = checks.opaque(given["start"], "the picture to start from")
         fields["image"] = str(app.starts.path(start))
-        fields["strength"] = checks.number(given.get("strength", 0.6), "Change", 0, 1, "strength")
+        fields["strength"] = checks.number(
+            given.get("strength", NOTHING_MORE["strength"]), "Change", *range_of("strength"), "strength"
+        )
         if given.get("inpaint"):
             fields["mask_image"] = str(
                 app.starts.mask_path(start, checks.opaque(given["inpaint"], "the mask"))
@@ -126,7 +140,12 @@ def _followed(app: AppState, given: Mapping[str, Any]) -> dict[str, Any]:
         return {"ip_adapter_image": str(app.starts.plain()), "ip_adapter_scale": 0.0}
     return {
         "ip_adapter_image": str(app.starts.path(checks.opaque(guide, "the picture to follow"))),
-        "ip_adapter_scale": checks.number(given.get("guide_scale", 0.6), "How closely", 0, 10, "guide"),
+        "ip_adapter_scale": checks.number(
+            given.get("guide_scale", NOTHING_MORE["guide_scale"]),
+            "How closely",
+            *range_of("ip_adapter_scale"),
+            "guide",
+        ),
     }
 
 

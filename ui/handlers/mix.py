@@ -201,17 +201,20 @@ def save(app: AppState, name: Any, rows: Any, *, replacing: bool) -> dict[str, A
         LoraMixerError: When the name or the mix cannot be.
     """
     wanted = checks.text(name, "The name", checks.MAX_NAME).strip()
+    if "\0" in wanted or any("\ud800" <= letter <= "\udfff" for letter in wanted):
+        raise FieldError("The name: it has letters that cannot be written.", "mix-name")
     if not wanted:
         raise FieldError("Give the mix a name first.", "mix-name")
     read = read_rows(rows)
     if not read.rows:
         raise PictureError("The mix is empty: there is nothing to save.")
-    taken = wanted in app.mixes.list()
-    if taken and not replacing:
-        return {"exists": wanted}
     mix = read.whole(app)
-    app.saved_rows.put(wanted, _key(mix), read.plain())
-    app.mixes.save(wanted, mix)
+    with app.saving:
+        taken = wanted in app.mixes.list()
+        if taken and not replacing:
+            return {"exists": wanted}
+        app.saved_rows.put(wanted, _key(mix), read.plain())
+        app.mixes.save(wanted, mix)
     return {"said": f"{'Replaced' if taken else 'Saved'} {wanted}", "name": wanted, "names": saved(app)}
 
 

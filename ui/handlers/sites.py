@@ -81,7 +81,8 @@ def get(app: AppState, given: Any) -> Added:
     with tempfile.TemporaryDirectory(prefix=".site-", dir=app.uploads) as folder:
         file = site.download(offered, Path(folder))
         wanted = safe_name(name)
-        entry = app.library.add(file, app.free_name(wanted), folder=app.uploads, limit=app.options.max_upload)
+        with app.new_name(wanted) as free:
+            entry = app.library.add(file, free, folder=app.uploads, limit=app.options.max_upload)
     return Added(told_of(app, entry, wanted, None), (entry.id,))
 
 

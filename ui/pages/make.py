@@ -8,8 +8,8 @@ import gradio as gr
 
 from .. import checks
 from ..handlers import model as models
-from ..handlers.gallery import NOTHING_MORE
 from ..handlers.make import IDLE, MakeHandlers, random_seed
+from ..limits import MIN_SIDE, NOTHING_MORE
 from ..theme import part
 from .shared import QUIET, Fields, Shared, answering, steady
 
@@ -63,6 +63,8 @@ def make_page(shared: Shared) -> Fields:
         more = part(
             "more",
             value=dict(NOTHING_MORE),
+            plain=dict(NOTHING_MORE),
+            least_side=MIN_SIDE,
             built=models.fields(app),
             server_functions=_functions(shared),
             elem_id="more",

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+from gradio.context import LocalContext
 
 from lora_mixer.errors import LoraMixerError
 
+from ..guard import CALLER
 from ..messages import told, words_of
 
 if TYPE_CHECKING:
@@ -101,8 +103,18 @@ class Shared:
         listener(work, inputs, [*targets, *emptied, self.voice], **{**QUIET, **options})
 
     def owner_of(self, request: gr.Request) -> str:
-        """Return who asks: the browser's own token where it brought one, else Gradio's session."""
-        return self.app.sessions.owner(str(request.session_hash or "api"))
+        """Return who asks: the browser's own token where it brought one, else Gradio's session; without one, this one call."""
+        caller = getattr(request.request, "scope", {}).get(CALLER)
+        return str(caller or self.app.sessions.owner(str(request.session_hash or "api")))
+
+    def program_of(self, request: gr.Request) -> str:
+        """Return which program asks, and let the stream that it gets its answer by tell whether it is still there."""
+        owner, event = self.owner_of(request), LocalContext.event_id.get(None)
+        if event is None:
+            return owner
+        self.app.sessions.join(event, owner)
+        # all who come by the Model Context Protocol have one session of Gradio's own
+        return f"{owner}/{event}" if request.headers.get("x-gradio-user") == "mcp" else owner
 
 
 @dataclass(frozen=True)

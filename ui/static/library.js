@@ -243,7 +243,7 @@ lm.parts.details = (root) => {
           const found = await ask("trash_adapter", id);
           if (!found) return;
           close();
-          done(`${found.title} is in the trash.`, () => ask("restore_adapter", found.token));
+          done(`${found.title} is in the trash.${found.heir ? ` Mixes that name it mean the one in ${found.heir} now.` : ""}`, () => ask("restore_adapter", found.token));
         } }, "Put into the trash"))),
       v.layers?.length > 0 && [h("h3", {}, "Strength by layer"), layerPlot(v.layers), h("h3", {}, "Strength by block")],
       v.strengths?.length ? h("div", { class: "lm-bars", tabindex: 0, role: "region", "aria-label": "Strength by block" }, v.strengths.map(([name_, size]) => h("div", { class: "lm-barline", title: `${name_}: ${size.toPrecision(3)}` },

@@ -2,7 +2,7 @@
 // browser owns it, as it owns the mix; a copy goes along with each request.
 lm.parts.more = (root, { props, server, watch }) => {
   const { h, ask, say, redraw } = lm;
-  const PLAIN = { sampler: "", schedule: "", clip_skip: 1, start: "", inpaint: "", strength: 0.6, guide: "", guide_scale: 0.6 };
+  const PLAIN = { ...props.plain }; // what nothing is said of
   let now = { ...PLAIN }, facts = { models: [], samplers: {}, schedules: [], defaults: props.built || {} }, start = null, guide = null, stamp = "";
   lm.serve(server);
 
@@ -57,7 +57,7 @@ lm.parts.more = (root, { props, server, watch }) => {
     draw();
     // as large as it is, within what models like: another shape would press it together
     const most = Math.max(...(facts.kit?.size || [512, 512])), scale = Math.min(1, most / Math.min(...found.size), 2048 / Math.max(...found.size));
-    const [wide, high] = found.size.map((side) => Math.max(16, Math.round((side * scale) / 8) * 8));
+    const [wide, high] = found.size.map((side) => Math.max(props.least_side, Math.round((side * scale) / 8) * 8));
     lm.fields.set("width", String(wide));
     lm.fields.set("height", String(high));
     lm.snapshot.push();
@@ -101,7 +101,7 @@ lm.parts.more = (root, { props, server, watch }) => {
         choice("sampler", "Sampler", now.sampler, [["", "the model's own"], ...Object.keys(facts.samplers).filter(Boolean).map((name) => [name, name])],
           (sampler) => { change({ sampler, schedule: !now.schedule || (facts.samplers[sampler] || []).includes(now.schedule) ? now.schedule : "" }); lm.draft?.(); }),
         choice("schedule", "Schedule", now.schedule, [["", "the sampler's own"], ...schedules.map((word) => [word, word.replace(/_/g, " ")])], (schedule) => { change({ schedule }); lm.draft?.(); }),
-        choice("clip-skip", "Clip skip", String(now.clip_skip), [["1", "1 (none)"], ...[2, 3, 4].map((n) => [String(n), String(n)])], (n) => { change({ clip_skip: Number(n) }); lm.draft?.(); })),
+        choice("clip-skip", "Clip skip", String(now.clip_skip), [[String(PLAIN.clip_skip), `${PLAIN.clip_skip} (none)`], ...[1, 2, 3].map((n) => String(PLAIN.clip_skip + n)).map((n) => [n, n])], (n) => { change({ clip_skip: Number(n) }); lm.draft?.(); })),
       facts.broken && h("p", { class: "lm-problem", role: "alert" }, facts.broken),
       h("div", { class: "lm-startrow", role: "group", "aria-label": "What it starts from" },
         now.start ? [start && lm.picture(start.png, "What it starts from", "lm-startpic"), share("strength", "Change", "strength", 0.05),

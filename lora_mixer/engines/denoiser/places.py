@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_mixer.errors import MixError
+from lora_mixer.families import is_listed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -35,18 +36,21 @@ _POSITIONS = ("img_ids", "position_ids")
 """Arguments with the coordinates of tokens: another picture's number, row, column (and others that are 0)."""
 
 
-def sees_text(path: str) -> bool:
+def is_off_picture(path: str, family: Family | None) -> bool:
     """
-    Say whether a layer of a transformer is one of those that see the text and not the picture.
+    Say whether a layer of a transformer is known not to see the picture: one on text, on sound, on modulation.
 
     Args:
         path: Its dotted path in the transformer.
+        family: Its family, whose row tells what names do not; or None.
 
     Example:
-        >>> sees_text("transformer_blocks.0.ff_context.net.2"), sees_text("transformer_blocks.0.ff.net.2")
+        >>> is_off_picture("blocks.0.ff_context.net.2", None), is_off_picture("blocks.0.ff.net.2", None)
         (True, False)
     """
-    return _TEXT_SIDE.search(path) is not None
+    if family is not None and is_listed(family.on_picture, path):
+        return False
+    return _TEXT_SIDE.search(path) is not None or (family is not None and is_listed(family.off_picture, path))
 
 
 @dataclass(frozen=True)

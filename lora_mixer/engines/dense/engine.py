@@ -102,7 +102,7 @@ class DenseEngine(Engine):
         why = refusal(layer.live, packed=packed, rows=wish.images > 1)
         if why is not None or wish.images > 1 or self._bases.refusal(wish, name, place) is not None:
             return why
-        if wish.setting.engine == "side" and layer.live.component not in TEXT_ENCODERS:
+        if wish.leaves_weights and layer.live.component not in TEXT_ENCODERS:
             return None
         return "its weight can be written"
 

@@ -36,10 +36,12 @@ from lora_mixer.engines.merged.kept_weight import (
     KeepBase,
     KeptRecord,
     KeptWeight,
+    Restoration,
     Watch,
     begin_numbers,
     check,
     count_write,
+    in_host_memory,
     in_lots,
     make_whole,
     raise_problems,
@@ -80,6 +82,8 @@ _READ_FROM_FILES = "its weights are read from files at each call (group offloadi
 
 _FREE: AbstractContextManager[None] = nullcontext()
 """Gradients are off already where weights are written: a guard for each of a thousand layers costs as much as small layers do."""
+
+_is_blended: Any = operator.attrgetter("blended")
 
 _PLANS = 16
 """How many plans are kept: lists and addresses, no weights."""
@@ -161,7 +165,7 @@ class _WritingPlan:
     """Those whose bases are whole only while they are written, some at a time."""
     written: set[KeptWeight] = field(default_factory=set)
     """All others of which bases are kept."""
-    others: list[KeptWeight] = field(default_factory=list)
+    others: Restoration = field(default_factory=lambda: Restoration([]))
     """Those that hold their base under this mix."""
     kept: list[KeptWeight] = field(default_factory=list)
     """Whose bases it is written from."""
@@ -984,7 +988,7 @@ class MergedEngine(Engine):
             self._plans[key] = plan
         flat = [gain for name in names for gain in gains[name]]
         self._drop_hooks()
-        restore(plan.others)
+        plan.others.restore()
         for entry, _ in plan.biases if plan.lots else ():
             if entry.bias is not None:
                 entry.bias.keep()  # it was let go of when the bias was clean
@@ -1039,6 +1043,8 @@ class MergedEngine(Engine):
     def _let_go_of_stale(self, names: Sequence[str], gains: Gains, plan: _WritingPlan | None) -> None:
         """Keep no base of a weight that was clean and is something else by now: writes past autograd move no counter."""
         kept = self._kept_for(names, gains) if plan is None else plan.kept
+        if all(map(_is_blended, kept)):
+            return
         slots = {
             slot: base
             for slot in kept
@@ -1099,7 +1105,7 @@ class MergedEngine(Engine):
         self._write_singles(singles, flat)
         on_all_cores(
             [partial(_patch, entry, parts, flat) for entry, parts in lot],
-            sum(entry.weight.parameter.numel() for entry, _ in lot),
+            in_host_memory(entry.weight for entry, _ in lot),
         )
 
     def _reshape(self, names: Sequence[str], gains: Gains) -> None:
@@ -1180,7 +1186,7 @@ class MergedEngine(Engine):
                 plan.singles.append((entry, entry_parts))
         written = plan.written | {entry.weight for entry, _ in plan.lots}
         plan.kept = [slot.shared if isinstance(slot, TiedUse) else slot for slot in written]
-        plan.others = [slot for slot in self._all_slots() if slot not in written]
+        plan.others = Restoration([slot for slot in self._all_slots() if slot not in written])
         return plan
 
     def _write_bias(self, entry: _Touched, terms: Sequence[Term]) -> None:

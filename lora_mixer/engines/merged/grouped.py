@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 25
 """Largest number of elements of a temporary (128 MiB in fp32)."""
 
+_CAPTURED_AT = 3
+"""How often the same layers are written before that is captured: capturing costs as much as some writes, and the first one compiles."""
+
 _KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -111,6 +114,8 @@ class _Device:
     """
 
     def __init__(self, groups: Sequence[Group], device: torch.device) -> None:
+        self._device, self._times = device, 0
+        self._graph: tuple[torch.cuda.CUDAGraph, torch.Tensor] | None = None
         self._batched = []
         self._launches: list[tuple[Any, slice, slice]] = []  # with their layers and their ranks of all layers
         places: list[list[int]] = []  # by layer
@@ -156,8 +161,42 @@ class _Device:
             self._peaks = torch.cat(peaks)  # (layers, pairs + 1)
             self._largest = torch.tensor(largest, dtype=torch.float64, device=device)
 
-    def write(self, gains: torch.Tensor) -> None:
-        """Write all layers; ``gains``: all gains, fp64, on the device."""
+    def write(self, gains: Sequence[float]) -> None:
+        """Write all layers; what is written again and again is one captured graph, as launching a dozen kernels takes a millisecond."""
+        values = torch.tensor(gains, dtype=torch.float64)
+        with torch.cuda.device(self._device):
+            if torch.cuda.is_current_stream_capturing():  # it becomes a part of somebody else's graph
+                self._launch(values.to(self._device))
+                return
+            self._times += 1
+            if self._times == _CAPTURED_AT and not self._batched:
+                self._graph = self._captured(values)
+            if self._graph is None:
+                self._launch(values.to(self._device, non_blocking=True))
+                return
+            graph, held = self._graph
+            held.copy_(values, non_blocking=True)
+            graph.replay()
+
+    def _captured(self, gains: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, torch.Tensor] | None:
+        """Return all launches as one graph, with the gains that it reads; None where they cannot be captured."""
+        held, graph, side = gains.to(self._device), torch.cuda.CUDAGraph(), torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        here = torch.cuda.current_stream(self._device)
+        side.wait_stream(here)
+        try:
+            with torch.cuda.stream(side):
+                graph.capture_begin(capture_error_mode="thread_local")
+                try:
+                    self._launch(held)
+                finally:
+                    graph.capture_end()
+        except RuntimeError:  # a driver or an allocator that has none
+            return None
+        here.wait_stream(side)
+        return graph, held
+
+    def _launch(self, gains: torch.Tensor) -> None:
+        """Write all layers kernel by kernel; ``gains``: all gains, fp64, on the device."""
         for group, places, scales in self._batched:
             group.write_batched(gains[places] * scales)
         if not self._launches:
@@ -227,9 +266,7 @@ class Groups:
             if device not in self._devices:
                 groups = [group for group in self._groups.values() if group.weights[0].device == device]
                 self._devices[device] = _Device(groups, device)
-            self._devices[device].write(
-                torch.tensor(gains, dtype=torch.float64).to(device, non_blocking=True)
-            )
+            self._devices[device].write(gains)
 
 
 def _flat(weight: torch.Tensor) -> torch.Tensor | None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
+_its_base: Any = operator.attrgetter("_kept")
 _its_version: Any = operator.attrgetter("_version")
 _expired: Any = torch.UntypedStorage._expired  # noqa: SLF001 -- what StorageWeakRef asks, without its detours
 
@@ -133,6 +134,12 @@ class KeptWeight:
     def has_base(self) -> bool:
         """Whether a base is kept, in whatever form."""
         return self._kept is not None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether putting its base back is a copy into the parameter, and nothing else."""
+        odd = self.locked or self.stored or self.is_wide or self.is_patched or self._original is not None
+        return type(self) is KeptWeight and self.keep_on not in ("none", "patch") and not odd
 
     @property
     def is_patched(self) -> bool:
@@ -494,24 +501,24 @@ def restore(slots: Iterable[KeptWeight]) -> None:
         _restore(lot)
 
 
+def _copies(slots: Iterable[KeptWeight]) -> list[tuple[list[torch.Tensor], list[torch.Tensor]]]:
+    """Sort live values and their bases into what one call can copy."""
+    pairs: dict[tuple[object, ...], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+    for slot in slots:
+        live, base = slot.live, slot.keep()
+        # what was made in inference mode is written in that mode
+        pair = pairs.setdefault((live.device, base.device, live.dtype, live.is_inference()), ([], []))
+        pair[0].append(live)
+        pair[1].append(base)
+    return list(pairs.values())
+
+
 def _restore(slots: Sequence[KeptWeight]) -> None:
     for slot in slots:
         slot.let_go()
     held = [slot for slot in slots if slot.has_base and slot.blended]
     write_tensors([(slot.stored, slot.base) for slot in held if slot.stored and slot.base is not None])
-    pairs: dict[tuple[object, ...], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
-    for slot in held:
-        if slot.locked and slot.write_base():
-            continue
-        live, base = slot.live, slot.keep()
-        if live.is_inference():
-            with writing(live):
-                live.copy_(base)
-        else:
-            pair = pairs.setdefault((live.device, base.device, live.dtype), ([], []))
-            pair[0].append(live)
-            pair[1].append(base)
-    for lives, bases in pairs.values():
+    for lives, bases in _copies([slot for slot in held if not (slot.locked and slot.write_base())]):
         with writing(lives[0]):
             torch._foreach_copy_(lives, bases)
     for slot in held:
@@ -519,6 +526,40 @@ def _restore(slots: Sequence[KeptWeight]) -> None:
     for slot in slots:
         if slot.keep_on in ("none", "patch") and not slot.is_wide:
             slot.base = slot.whole_because = None
+
+
+class Restoration:
+    """
+    Puts the bases of some parameters back again and again: while the same ones hold a mix, all that is left are the copies.
+
+    It is as good as the list of its parameters: whoever finds one moved, replaced or stored elsewhere makes another.
+
+    Args:
+        slots: The parameters.
+    """
+
+    def __init__(self, slots: Sequence[KeptWeight]) -> None:
+        """Find nothing yet."""
+        self.slots = slots
+        self._held: list[KeptWeight] = []
+        self._bases: list[object] = []
+        self._copies: list[tuple[list[torch.Tensor], list[torch.Tensor]]] | None = None
+
+    def restore(self) -> None:
+        """Write the bases of all blended ones back, bit for bit; blended until that is done."""
+        held = [slot for slot in self.slots if slot.blended]
+        known = self._copies is not None and held == self._held
+        if not known or not all(map(operator.is_, map(_its_base, held), self._bases)):
+            has_all = all(slot.has_base and slot.is_plain for slot in held)
+            restore(self.slots)
+            self._copies = _copies(held) if has_all and all(slot.is_plain for slot in self.slots) else None
+            self._held, self._bases = held, list(map(_its_base, held))
+            return
+        for lives, kept in self._copies or ():
+            with writing(lives[0]):
+                torch._foreach_copy_(lives, kept)
+        for slot in held:
+            slot.blended = False
 
 
 def refuse_lost(slots: Iterable[KeptWeight]) -> None:
@@ -534,7 +575,12 @@ def refuse_lost(slots: Iterable[KeptWeight]) -> None:
 def make_whole(slots: Sequence[KeptWeight]) -> None:
     """Have the bases of some weights whole until they are patched or put back."""
     slots = [slot for slot in slots if slot.is_patched]
-    on_all_cores([slot.make_whole for slot in slots], sum(slot.base_bytes for slot in slots) // 2)
+    on_all_cores([slot.make_whole for slot in slots], in_host_memory(slots))
+
+
+def in_host_memory(slots: Iterable[KeptWeight]) -> int:
+    """Count the weights that a CPU works on; threads only get into each other's way before a GPU."""
+    return sum(slot.parameter.numel() for slot in slots if slot.parameter.device.type == "cpu")
 
 
 def in_lots(things: Iterable[_T], size: Callable[[_T], int]) -> Iterator[list[_T]]:

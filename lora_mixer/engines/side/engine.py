@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lora_mixer.engines.denoiser.places import is_off_picture
 from lora_mixer.engines.engine import Call, Engine, Room
 from lora_mixer.engines.hooks import hook_output
 from lora_mixer.engines.modes import lasting
@@ -18,6 +19,7 @@ from lora_mixer.engines.side.layer import SharedDown, SideLayer
 from lora_mixer.engines.side.masks import stacked_masks
 from lora_mixer.engines.side.support import compute_dtype, layer_kind, side_pair
 from lora_mixer.errors import MixError
+from lora_mixer.families import family_of_class
 from lora_mixer.mixes import TEXT_ENCODERS
 from lora_mixer.problem import Problem
 
@@ -39,6 +41,8 @@ _ONE_INPUT = ("to_q", "to_k", "to_v", *_ADDED)
 """Leaves of an attention's path that have one input: queries too, unless they look at something else."""
 
 MORE = "; engine='side' holds its whole changes beside the layers, which takes about as much memory as those"
+
+_UNETS = ("unet", "prior", "decoder")
 
 
 @dataclass
@@ -100,6 +104,7 @@ class SideEngine(Engine):
 
     name = "side"
     is_asked_for = True
+    leaves_weights = True
 
     def __init__(self) -> None:
         """Start with none."""
@@ -505,6 +510,7 @@ def make_layers(
     for number, (live, _) in enumerate(wanted):
         groups.setdefault(_group_of(live, root) or number, []).append(number)
     layers: dict[int, SideLayer] = {}
+    family = family_of_class(type(root).__name__)
     with lasting():
         ups = _ups(wanted, spans, buffers, root)
         for members in groups.values():
@@ -529,6 +535,8 @@ def make_layers(
                     buffers,
                     spans[number],
                     *ups[number],
+                    off_picture=live_layer.component not in _UNETS
+                    and is_off_picture(live_layer.path, family),
                 )
                 layer.shared, layer.start = shared, start
                 layers[number] = layer

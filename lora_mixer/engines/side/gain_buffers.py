@@ -55,7 +55,7 @@ class GainedLayer(Protocol):
 
     name: str
     span: slice
-    sees_text: bool
+    off_picture: bool
     down: torch.Tensor
     gain: torch.Tensor
     alone: bool
@@ -336,7 +336,7 @@ class GainBuffers:
     def placed(self, layer: GainedLayer, hidden: torch.Tensor, *, channels_first: bool) -> torch.Tensor:
         """Return the gains of a layer on each of its places, for masks: they multiply ``hidden``."""
         shape = tuple(hidden.shape[2:]) if channels_first else tuple(hidden.shape[1:-1])
-        if not shape and not layer.sees_text:
+        if not shape and not layer.off_picture:
             self._call.places.refuse_flat(layer.name, int(hidden.shape[0]))
         if torch.compiler.is_compiling():  # a cache is Python's, and would be in the graph as it was then
             return self._spread(layer, hidden, shape, channels_first=channels_first)
@@ -352,7 +352,7 @@ class GainBuffers:
         owners = self._owners[layer.span]  # (rank,)
         adapters = torch.nn.functional.pad(self._adapters, (0, 1))[owners]  # (rank,)
         placed = self._places(
-            shape, channels_first=channels_first, text=layer.sees_text
+            shape, channels_first=channels_first, off=layer.off_picture
         )  # (images, adapters, *places)
         spread = placed[:, adapters][rows]  # (rows, rank, *places)
         assert self._shown is not None  # noqa: S101 -- a mask is asked for inside a call
@@ -362,16 +362,16 @@ class GainBuffers:
             full = self.repeated(layer, full, hidden.shape[0])
         return (full if channels_first else full.movedim(1, -1)).to(hidden)
 
-    def _places(self, shape: tuple[int, ...], *, channels_first: bool, text: bool) -> torch.Tensor:
+    def _places(self, shape: tuple[int, ...], *, channels_first: bool, off: bool) -> torch.Tensor:
         """Return each adapter's mask on the places of a layer: (images, adapters, *places)."""
         if torch.compiler.is_compiling():
-            return self._scaled(shape, channels_first=channels_first, text=text)
-        key = (shape, channels_first, text)
+            return self._scaled(shape, channels_first=channels_first, off=off)
+        key = (shape, channels_first, off)
         if key not in self._cache:
-            self._cache[key] = self._scaled(shape, channels_first=channels_first, text=text)
+            self._cache[key] = self._scaled(shape, channels_first=channels_first, off=off)
         return self._cache[key]
 
-    def _scaled(self, shape: tuple[int, ...], *, channels_first: bool, text: bool) -> torch.Tensor:
+    def _scaled(self, shape: tuple[int, ...], *, channels_first: bool, off: bool) -> torch.Tensor:
         masks, places = self.masks, self._call.places  # (images * adapters, frames, height, width)
         assert masks is not None  # noqa: S101 -- asked for only then
         images = len(self._call.shares)
@@ -379,9 +379,9 @@ class GainBuffers:
         if channels_first and len(shape) in (2, 3):
             frames = shape[0] if len(shape) == 3 else 1
             here = scale_mask(masks, (frames, shape[-2], shape[-1]))  # (images * adapters, frames, h, w)
-        elif shape == (places.frames, places.height, places.width) and not text:
+        elif shape == (places.frames, places.height, places.width) and not off:
             here, frames = scale_mask(masks, shape), shape[0]
-        elif len(shape) == 1 and not channels_first and not text:
+        elif len(shape) == 1 and not channels_first and not off:
             span = places.find(shape[0])
             if span is not None:
                 here, frames = lay_out(masks, span), span.frames  # (images * adapters, tokens)

@@ -15,7 +15,6 @@ import torch
 from torch.nn import functional
 
 from lora_mixer.engines.denoiser.cuda_graph import in_graph
-from lora_mixer.engines.denoiser.places import sees_text
 from lora_mixer.engines.modes import lasting
 from lora_mixer.engines.side.support import layer_kind
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
     from lora_mixer.engines.side.gain_buffers import AdapterPart, GainBuffers
 
-_UNETS = ("unet", "prior", "decoder")
 _HALVES = (torch.float16, torch.bfloat16)
 _KERNEL_RANKS = 256  # it is compiled for each number of ranks, its loop unrolled
 
@@ -95,6 +93,7 @@ class SideLayer:
         span: Its place among the ranks of all layers of the buffers.
         raw: (out, rank), where the stacked B are written; a part of a larger tensor, maybe.
         up: The same with gains folded in; ``raw`` itself where they are not.
+        off_picture: Whether its rows are known not to be the picture's.
     """
 
     def __init__(
@@ -108,6 +107,8 @@ class SideLayer:
         span: slice,
         raw: torch.Tensor,
         up: torch.Tensor,
+        *,
+        off_picture: bool,
     ) -> None:
         """Hold the tensors; all zeros: nothing is added yet."""
         self.name = name
@@ -115,8 +116,7 @@ class SideLayer:
         self.shape = shape
         self.buffers = buffers
         self.span = span
-        component, _, path = name.partition(".")
-        self.sees_text = component not in _UNETS and sees_text(path)
+        self.off_picture = off_picture
         self.down = down
         self.raw, self.up = raw, up
         self.alone = False

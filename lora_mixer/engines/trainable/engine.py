@@ -250,7 +250,14 @@ class TrainableEngine(Engine):
                 beside.add(
                     live.attribute,
                     layer.weights,
-                    Layer(module, live.shape, clean, is_own=is_alone),
+                    Layer(
+                        module,
+                        live.shape,
+                        clean,
+                        is_own=is_alone,
+                        component=live.component,
+                        path=live.path,
+                    ),
                     gains,
                     dropout,
                     transposed=live.transposed,

@@ -53,12 +53,16 @@ class Layer:
         clean: Gives its clean weight.
         is_own: Whether what the module gives before any form is the product with the clean weight: no other mix is in the weight or
             stands beside it.
+        component: Its component.
+        path: Its path there.
     """
 
     module: nn.Module
     shape: tuple[int, ...]
     clean: Clean
     is_own: bool = True
+    component: str = ""
+    path: str = ""
 
     @property
     def is_packed(self) -> bool:
@@ -380,13 +384,17 @@ def form_of(
             f"lora_dropout = {dropout} on {type(module).__name__} ({'+'.join(weights.algorithms)}): inputs are "
             "dropped of pairs on linear layers and convolutions only; set it to 0",
             argument="lora_dropout",
+            component=layer.component,
+            key=layer.path,
         )
     if kind == "linear" and not (transposed and layer.is_packed):
         return OutputForm(layer, Live(weights))
     reason = unsupported(getattr(module, attribute))
     if reason:
         raise PipelineStateError(
-            f"{type(module).__name__}: {reason}; {'+'.join(weights.algorithms)} cannot be trained beside it"
+            f"{type(module).__name__}: {reason}; {'+'.join(weights.algorithms)} cannot be trained beside it",
+            component=layer.component,
+            key=layer.path,
         )
     return WholeForm(layer, Live(weights), attribute, transposed)
 

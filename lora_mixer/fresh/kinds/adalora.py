@@ -10,6 +10,7 @@ import torch
 from lora_mixer.fresh.config import AdapterConfig
 from lora_mixer.fresh.draws import normal
 from lora_mixer.fresh.kinds.kind import FreshKind, number, rank_beyond, whole
+from lora_mixer.fresh.usual_targets import of_adalora
 from lora_mixer.problem import Problem
 from lora_mixer.wording import shown
 
@@ -107,4 +108,6 @@ def _start(config: AdaLoraConfig, target: Target) -> dict[str, torch.Tensor]:
     }
 
 
-ADALORA = FreshKind(AdaLoraConfig, _problems, _refuses, _start, irrelevant=frozenset(("r", "rank_pattern")))
+ADALORA = FreshKind(
+    AdaLoraConfig, _problems, _refuses, _start, irrelevant=frozenset(("r", "rank_pattern")), usual=of_adalora
+)

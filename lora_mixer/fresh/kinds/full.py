@@ -9,6 +9,7 @@ import torch
 
 from lora_mixer.fresh.config import AdapterConfig
 from lora_mixer.fresh.kinds.kind import FreshKind, flags
+from lora_mixer.fresh.usual_targets import none_usual
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,4 +57,4 @@ def _start(config: FullConfig, target: Target) -> dict[str, torch.Tensor]:
     return tensors
 
 
-FULL = FreshKind(FullConfig, _problems, _refuses, _start, is_peft=False)
+FULL = FreshKind(FullConfig, _problems, _refuses, _start, is_peft=False, usual=none_usual)

@@ -10,6 +10,7 @@ import torch
 
 from lora_mixer.fresh.config import AdapterConfig
 from lora_mixer.fresh.kinds.kind import FreshKind, flags
+from lora_mixer.fresh.usual_targets import of_ia3
 from lora_mixer.problem import Problem
 from lora_mixer.wording import first_of, shown
 
@@ -87,4 +88,6 @@ def _start(config: IA3Config, target: Target) -> dict[str, torch.Tensor]:
     return {".ia3_l": torch.ones(size) if config.init_ia3_weights else torch.randn(size)}
 
 
-IA3 = FreshKind(IA3Config, _problems, _refuses, _start, lacks=("layers_to_transform", "layers_pattern"))
+IA3 = FreshKind(
+    IA3Config, _problems, _refuses, _start, lacks=("layers_to_transform", "layers_pattern"), usual=of_ia3
+)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lora_mixer.fresh.usual_targets import of_pairs
 from lora_mixer.parsing.module_patterns import PatternTooHardError, compiled
 from lora_mixer.parsing.values import is_number
 from lora_mixer.problem import Problem
@@ -38,6 +39,7 @@ class FreshKind:
         lacks: Fields that PEFT's configuration of this kind does not have; targets are written by their paths where they are used.
         is_peft: Whether PEFT has the kind, so that a configuration is saved beside its tensors.
         takes_tokens: Whether targets are tables whose rows are trained.
+        usual: Returns the fields that are usual for a model's type where a configuration names no targets.
     """
 
     config: type[AdapterConfig]
@@ -49,6 +51,7 @@ class FreshKind:
     lacks: tuple[str, ...] = ()
     is_peft: bool = True
     takes_tokens: bool = False
+    usual: Callable[[str | None], dict[str, Any]] = of_pairs
 
 
 def whole(config: Any, *names: str, least: int = 1) -> Iterator[Problem]:

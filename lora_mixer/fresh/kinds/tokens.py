@@ -10,6 +10,7 @@ import torch
 from lora_mixer.fresh.config import AdapterConfig
 from lora_mixer.fresh.kinds.kind import FreshKind, flags
 from lora_mixer.fresh.kinds.lora import token_problems
+from lora_mixer.fresh.usual_targets import none_usual
 from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
@@ -83,4 +84,5 @@ TOKENS = FreshKind(
     _start,
     lacks=("exclude_modules",),
     takes_tokens=True,
+    usual=none_usual,
 )

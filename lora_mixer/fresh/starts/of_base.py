@@ -27,5 +27,5 @@ def _olora(target: Target) -> tuple[torch.Tensor, torch.Tensor]:
     return right.clone(), left / target.scale
 
 
-PISSA = Start("pissa", _pissa, only_linear=True, from_base=True)
-OLORA = Start("olora", _olora, only_linear=True, from_base=True)
+PISSA = Start("pissa", _pissa, only_linear=True)
+OLORA = Start("olora", _olora, only_linear=True)

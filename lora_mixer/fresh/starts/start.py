@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lora_mixer.algorithms.peft_starts import is_from_base, peft_start
 from lora_mixer.fresh.draws import normal
 
 if TYPE_CHECKING:
@@ -48,23 +49,32 @@ class Start:
         pair: Returns A (rank, in, *kernel) and B (out, rank, 1, ...) of a linear layer or a convolution.
         lookup: The same of a lookup table: A (rank, rows) and B (width, rank).
         only_linear: Whether it is for linear layers alone.
-        from_base: Whether its product is a part of the base's weight, which ``algorithms/started.py`` takes off again: it has to know
-            the scale, shares no weight with other modules, and has no magnitude beside it.
         even_rank: Whether its rank has to be even.
         by_data: Spreads ranks and directions by what the model says to some data; None where none is needed.
         settings: The configuration's field that has its settings, and their class; None where it has none.
-        is_peft: Whether PEFT has it by this name; files of others say that they are pairs like any, which they are once drawn.
     """
 
     name: bool | str
     pair: Callable[[Target], Pair]
     lookup: Callable[[Target], Pair] = zero_lookup
     only_linear: bool = False
-    from_base: bool = False
     even_rank: bool = False
     by_data: Callable[[Any, nn.Module, Sequence[Target], Iterable[Any]], Spread] | None = None
     settings: tuple[str, type] | None = None
-    is_peft: bool = True
+
+    @property
+    def from_base(self) -> bool:
+        """
+        Whether its product is a part of the base's weight, which ``algorithms/started.py`` takes off again.
+
+        It has to know the scale, shares no weight with other modules, and has no magnitude beside it.
+        """
+        return is_from_base(self.name)
+
+    @property
+    def is_peft(self) -> bool:
+        """Whether PEFT has it by this name; files of others say that they are pairs like any, which they are once drawn."""
+        return isinstance(self.name, bool) or peft_start(self.name) is not None
 
     def refuses(self, target: Target) -> str | None:
         """Say why a module cannot start so, or None."""

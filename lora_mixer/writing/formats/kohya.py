@@ -90,7 +90,7 @@ def _pair(name: str, layer: NewLayer, dtype: torch.dtype | None) -> dict[str, to
 
 def with_one_alpha(layers: Sequence[NewLayer]) -> list[NewLayer]:
     """
-    Give all pairs one alpha, the commonest rank, with what that changes put into the ups.
+    Return all pairs with one alpha, the commonest rank, with what that changes put into the ups.
 
     Diffusers 0.42.1 looks alphas of attention layers up under names that they do not have, and so misreads Kohya files
     whose alphas differ from module to module; with one alpha it reads them right, as all others do.

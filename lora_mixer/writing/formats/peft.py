@@ -15,7 +15,7 @@ from lora_mixer.problem import SaveProblem, SaveReason
 from lora_mixer.wording import first_of
 from lora_mixer.writing.encode import cast, shaped_lengths, shaped_pair
 from lora_mixer.writing.formats.format import OutputFormat, safetensors
-from lora_mixer.writing.formats.peft_kinds import KINDS, by_pattern, of_one_kind, plain
+from lora_mixer.writing.formats.peft_kinds import PEFT_ALONE, by_pattern, of_one_kind, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -87,7 +87,7 @@ def refuse_what_peft_lacks(layers: Sequence[NewLayer], where: str, *, embeddings
         if layer.place.embedding and not embeddings
     }
     bad |= {
-        str(layer.place): "the change of a parameter that is no module's weight"
+        str(layer.place): "the change of a parameter that is not a module's weight"
         if layer.place.bare
         else "factors that no configuration of PEFT's comes to; a rank makes it a pair"
         if layer.leaves
@@ -201,5 +201,5 @@ PEFT = OutputFormat(
     _files,
     is_folder=True,
     keeps_what_was_read=True,
-    holds_alone=frozenset(KINDS),
+    holds_alone=frozenset(PEFT_ALONE),
 )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from lora_mixer.writing.layers import NewLayer
 
-KINDS = ("loha", "lokr")
+PEFT_ALONE = ("loha", "lokr")
 
 
 class OneKind(NamedTuple):

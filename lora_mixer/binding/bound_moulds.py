@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lora_mixer.algorithms.rows import RowCut
     from lora_mixer.binding.index import LiveModule
     from lora_mixer.binding.layers import Siblings
-    from lora_mixer.formats.moulds import FileMould, MouldedLayers
+    from lora_mixer.formats.file_moulds import FileMould, MouldedLayers
 
 
 class HasPattern(Protocol):
