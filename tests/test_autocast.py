@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from lora_mixer import LoraMixer
@@ -110,3 +111,88 @@ def test_weights_written_inside_of_one_autocast_block_take_effect_at_once(engine
         for weight, wanted in zip((0.0, 1.0, -1.0), apart, strict=True):
             mixer.set_mix({"a": weight}, engine=engine)
             assert torch.equal(pipe.unet(x), wanted)
+
+
+class Several(nn.Module):
+    """Small layers, whose weights are compared together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(12, 10), nn.Linear(12, 10, bias=False), nn.Conv2d(4, 6, 3)
+
+
+def changes(model: nn.Module, algorithm: str) -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(5)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=g) * 0.3
+
+    file: dict[str, torch.Tensor] = {}
+    for path, layer in model.named_children():
+        out, inner, *kernel = layer.weight.shape
+        if algorithm == "lora":
+            file[f"{path}.lora_A.weight"] = drawn(2, inner, *kernel)
+            file[f"{path}.lora_B.weight"] = drawn(out, 2, *[1] * len(kernel))
+        elif algorithm == "full":
+            file[f"{path}.diff"] = drawn(out, inner, *kernel)
+        elif not kernel:
+            for half in "12":
+                file[f"{path}.hada_w{half}_a"], file[f"{path}.hada_w{half}_b"] = (
+                    drawn(out, 2),
+                    drawn(2, inner),
+                )
+    return file
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("cast", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("algorithm", ["lora", "full", "loha"])
+def test_mixes_that_are_set_inside_of_autocast_are_those_that_are_set_outside(
+    stored: torch.dtype, cast: torch.dtype, algorithm: str
+) -> None:
+    """Autocast is the pipeline's: weights of the other kind of halves are compared and written as ever."""
+    torch.manual_seed(0)
+    model = Several().to(stored)
+    base = {key: value.clone() for key, value in model.state_dict().items()}
+    mixer = LoraMixer(model)
+    mixer.load_lora_weights(changes(model, algorithm), "a")
+    outside = {key: value.clone() for key, value in model.state_dict().items()}
+    mixer.disable_lora()
+
+    with torch.autocast("cpu", cast):
+        mixer.set_mix({"a": 1.0})
+        inside = {key: value.clone() for key, value in model.state_dict().items()}
+        mixer.set_mix({"a": -0.5})
+        mixer.disable_lora()
+        assert torch.is_autocast_enabled("cpu")
+
+    assert all(torch.equal(inside[key], outside[key]) for key in base)
+    assert any(not torch.equal(inside[key], base[key]) for key in base)
+    assert all(torch.equal(value, base[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("cast", [torch.bfloat16, torch.float16], ids=str)
+def test_fused_projections_follow_a_mix_that_is_set_inside_of_autocast(
+    stored: torch.dtype, cast: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    model.add_module("attn", Attention(8, heads=2, dim_head=4))
+    model.to(stored)
+    model.attn.fuse_projections()
+    base = model.attn.to_qkv.weight.clone()
+    mixer = LoraMixer(model)
+    mixer.load_lora_weights(
+        {"attn.to_q.lora_A.weight": torch.randn(2, 8), "attn.to_q.lora_B.weight": torch.randn(8, 2)}, "a"
+    )
+    outside = model.attn.to_qkv.weight.clone()
+    mixer.disable_lora()
+
+    with torch.autocast("cpu", cast):
+        mixer.set_mix({"a": 1.0})
+        assert torch.equal(model.attn.to_qkv.weight, outside)
+        mixer.disable_lora()
+
+    assert not torch.equal(outside, base)
+    assert torch.equal(model.attn.to_qkv.weight, base)

@@ -12,7 +12,7 @@ from lora_mixer import hashes, read_adapter
 from lora_mixer.adapter import AdapterInfo
 from lora_mixer.hashes import Hashes
 from lora_mixer.mixes import KLora, Method, Mix, Switch
-from lora_mixer.picture_metadata import PictureAdapter, PictureSettings, match_adapters
+from lora_mixer.picture_metadata import PictureAdapter, PictureSettings, match_adapters, matching
 
 INK = {"sha256": "0123456789abcdef" * 4, "autov2": "0123456789", "sshs_model_hash": "fedcba9876543210" * 4,
        "autov3": "fedcba987654", "autov1": "8badf00d"}  # fmt: skip
@@ -386,3 +386,19 @@ def test_a_file_that_has_gone_keeps_nobody_else_from_being_found(tmp_path):
     found = match_adapters(wanted("renamed", files.sha["style 1"]), files.known)
     assert found.slots[0].match == "style 1"
     assert "style 0: unreadable" in found.notes[0]
+
+
+@pytest.mark.parametrize("kind", ["autov2", "declared"])
+def test_a_thousand_unknown_hashes_look_at_what_is_here_once_and_not_a_thousand_times(kind, monkeypatch):
+    """One picture may name as many as its text holds: pictures come from strangers."""
+    looks, looked = [], matching._Here.known_hashes
+    monkeypatch.setattr(
+        matching._Here, "known_hashes", lambda here, name: looks.append(name) or looked(here, name)
+    )
+    known = {f"here {number}": {kind: f"{number:012x}"} for number in range(200)}
+    unknown = [
+        PictureAdapter(f"away {number}", hashes={"autov2": f"{number + 999:010x}"}) for number in range(1000)
+    ]
+    found = match_adapters(PictureSettings(adapters=tuple(unknown)), known)
+    assert len(found.missing) == 1000
+    assert len(looks) <= 2 * len(known)

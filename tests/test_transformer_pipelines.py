@@ -246,7 +246,7 @@ def test_a_file_that_is_not_the_folders_denoiser_is_refused_by_name(folder, tmp_
             SourceNotFoundError,
             r"half\.safetensors: (lacks|cannot be read as the)",
         ),
-        (bad, CorruptFileError, "no GGUF file"),
+        (bad, CorruptFileError, "is not a GGUF file"),
         (cut, SourceNotFoundError, r"cut\.gguf: cannot be read as the transformer of"),
     ):
         with pytest.raises(kind, match=said):

@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
@@ -21,9 +22,11 @@ from lora_mixer.picture_metadata import PictureAdapter, PictureSettings
 from lora_mixer.ui import app_state as ui_state
 from lora_mixer.ui import guard as ui_guard
 from lora_mixer.ui import jobs as ui_jobs
+from lora_mixer.ui import messages as ui_messages
+from lora_mixer.ui import readers as ui_readers
 from lora_mixer.ui.guard import TRIES, Brake, Sessions
 from lora_mixer.ui.jobs import Jobs, Order, SessionJob
-from lora_mixer.ui.messages import without_paths
+from lora_mixer.ui.messages import without_paths, words_of
 from tests.browser import STEPS, held, serving
 
 
@@ -61,6 +64,138 @@ def test_a_flood_of_calls_leaves_the_page_answering_and_ends_when_nobody_listens
     while len(app.queue) and time.monotonic() < end:
         threading.Event().wait(0.2)
     assert len(app.queue) == 0
+
+
+SLOW = ("adapter", "duplicates", "upload", "dropped", "rescan", "look")
+
+
+@pytest.mark.parametrize("what", SLOW)
+def test_files_that_take_long_leave_the_pages_handlers_their_threads(calls, app, monkeypatch, what):
+    """A disk that sleeps, files of many gigabytes, 250 who ask at once: who wants something else has it."""
+    from lora_mixer.ui.handlers import gallery
+    from lora_mixer.ui.handlers import library as handlers
+
+    url, numbers = calls
+    parts = httpx.get(f"{url}config", timeout=60).json()["components"]
+    at = {name: part["id"] for part in parts for name in part["props"].get("server_fns") or ()}
+    may_go_on, begun = threading.Event(), []
+
+    def slow(*_values, **_named):
+        begun.append(threading.current_thread().name)
+        may_go_on.wait(60)
+        raise PictureError("it took long")
+
+    def ask(name):
+        body = {"data": "x", "component_id": at[name], "fn_name": name, "session_hash": "many"}
+        return httpx.post(f"{url}gradio_api/component_server", json=body, timeout=60).text
+
+    monkeypatch.setattr(handlers, "details", slow)
+    monkeypatch.setattr(handlers, "duplicates", slow)
+    monkeypatch.setattr(handlers, "take_uploads", slow)
+    monkeypatch.setattr(gallery, "dropped", slow)
+    if what in ("rescan", "look"):
+        monkeypatch.setattr(app.library, "refresh", slow)
+    many = 160
+    with ThreadPoolExecutor(many) as threads:
+        try:
+            if what in ("adapter", "duplicates"):
+                answers = [threads.submit(ask, what) for _ in range(many)]
+            elif what == "look":
+                answers = [threads.submit(app.scan, wait=0) for _ in range(many)]
+            else:
+                data = {"upload": [None, None], "dropped": [None], "rescan": []}[what]
+                answers = [
+                    threads.submit(join, url, numbers[what], data, f"{what}{number}")
+                    for number in range(many)
+                ]
+            end = time.monotonic() + 60
+            while not begun and time.monotonic() < end:
+                threading.Event().wait(0.01)
+            assert '"names"' in ask("saved")
+            assert "entries" in answer(url, numbers["adapters"], ["", "", "Name", 0], f"reader beside {what}")
+            assert len(begun) <= ui_readers.THREADS
+            if what in ("adapter", "duplicates"):
+                refused = [
+                    text
+                    for each in answers
+                    if each.done() and "try again in a while" in (text := each.result())
+                ]
+                assert len(refused) == many - ui_readers.THREADS - ui_readers.WAITING
+        finally:
+            may_go_on.set()
+    while app.scanning:
+        threading.Event().wait(0.01)
+    assert (
+        what not in ("rescan", "look") or len(begun) == 2
+    )  # one look, and one more for all who came meanwhile
+
+
+def test_many_who_look_on_at_one_job_leave_room_for_others(calls, app, monkeypatch):
+    url, numbers = calls
+    config = httpx.get(f"{url}config", timeout=60).json()["dependencies"]
+    hello = next(each["id"] for each in config if each.get("api_name") == "hello")
+    run = next(each for each in config if each.get("api_name") == "run")
+
+    def joined(number, data, session, **event):
+        body = {
+            "fn_index": number,
+            "data": data,
+            "session_hash": session,
+            "trigger_id": 1,
+            "event_data": event or None,
+        }
+        assert httpx.post(f"{url}gradio_api/queue/join", json=body, timeout=60).status_code == 200
+
+    with held(app, monkeypatch) as gate, ThreadPoolExecutor(32) as threads:
+        joined(hello, [], "who makes", token="browser-looked-on")
+        values = ["looked on", "", "1", True, 2, 3.0, 64, 64, 1, None, {"rows": []}]
+        joined(run["id"], values, "who makes")
+        list(threads.map(lambda n: joined(hello, [], f"looks on {n}", token="browser-looked-on"), range(200)))
+        assert "entries" in answer(
+            url, numbers["adapters"], ["", "", "Name", 0], "reader beside those who look on"
+        )
+        gate.open()
+
+
+def test_a_picture_with_unknown_hashes_waits_for_no_adapter_that_is_being_loaded(app):
+    entries = [replace(entry, hashes={}) for entry in app.every_entry()]
+    with app._lock, ThreadPoolExecutor(1) as threads:
+        threads.submit(app.hash_all, entries).result(timeout=30)
+
+
+def test_a_picture_of_this_page_is_read_while_the_model_is_loaded(app, monkeypatch):
+    from lora_mixer.ui.handlers import gallery
+
+    monkeypatch.setattr(app.models, "_there", threading.Event())
+    name = app.models.facts.scheduler
+    settings = PictureSettings(sampler=name, dialect=gallery.OWN)
+    with ThreadPoolExecutor(1) as threads:
+        found = threads.submit(gallery.taken, app, settings).result(timeout=30)
+    assert (name.endswith("Scheduler"), found.more["sampler"]) == (True, "")
+
+
+def test_no_more_sessions_are_kept_than_the_bound(calls):
+    """Sessions of Gradio's: who is dropped loses nothing, since browsers keep what is theirs."""
+    import gc
+
+    from gradio.blocks import Blocks
+
+    url, numbers = calls
+    (blocks,) = [
+        each
+        for each in gc.get_objects()
+        if isinstance(each, Blocks) and getattr(each, "local_url", "") == url and each.is_running
+    ]
+    bound = blocks.app.state_holder.capacity
+    assert bound == 256
+    with httpx.Client(timeout=60) as client:
+        for number in range(bound + 10):
+            body = {"data": ["no such word", "", "Name", 0], "session_hash": f"one of many {number}"}
+            assert client.post(f"{url}gradio_api/run/adapters", json=body).status_code == 200
+    kept = blocks.app.state_holder
+    assert len(kept.session_data) == bound
+    assert len(kept.time_last_used) <= bound + 1
+    assert "entries" in answer(url, numbers["adapters"], ["", "", "Name", 0], "one of many 0")
 
 
 ASKED = ["a program", "", 1, 2, 3.0, 64, 64, "", 1, "", "", 0]
@@ -469,14 +604,51 @@ def test_answers_hold_no_path_of_the_server(calls, app):
     ("text", "shown"),
     [
         ("/home/ann/loras/ink.safetensors: cut short", "ink.safetensors: cut short"),
-        ("in '/srv/a b/x.pt'", "in 'a b/x.pt'"),
+        ("in '/srv/a b/x.pt'", "in 'x.pt'"),
+        ("[Errno 2] No such file: '/home/ann smith/x.pt'", "[Errno 2] No such file: 'x.pt'"),
+        ("/known by name/my loras/ink.safetensors: cut short", "ink.safetensors: cut short"),
+        (
+            "cannot be written to /known by name/my loras (No space left)",
+            "cannot be written to my loras (No space left)",
+        ),
+        ("/known by name/my loras-2 and /known by name/my loras/a", "/known by name/my loras-2 and a"),
+        ("file:///home/ann/x.pt and /a/b:/c/d", "x.pt and b:d"),
+        (r"in \\server\share\x.pt", "in x.pt"),
         ("https://huggingface.co/a/b is away", "https://huggingface.co/a/b is away"),
         ("use owner/name, 1/2 and and/or", "use owner/name, 1/2 and and/or"),
         (r"C:\loras\ink.safetensors is broken", "ink.safetensors is broken"),
     ],
 )
-def test_paths_in_messages_are_cut_to_their_last_name(text, shown):
+def test_paths_in_messages_are_cut_to_their_last_name(text, shown, monkeypatch):
+    monkeypatch.setattr(ui_messages, "_folders", {})
+    ui_messages.hide(Path("/known by name/my loras"))
     assert without_paths(text) == shown
+
+
+def test_folders_with_blanks_are_shown_to_nobody(tmp_path):
+    """In answers to whatever is wrong with their files: such a path does not tell where it ends."""
+    from lora_mixer.ui import AppState, ServerOptions
+    from lora_mixer.ui.handlers import library as handlers
+
+    loras, out = tmp_path / "ann smith" / "my loras", tmp_path / "ann smith" / "my pictures"
+    (loras / "sub folder").mkdir(parents=True)
+    for name, data in (("empty", b""), ("cut", b"\x10"), ("odd", b"\x02\0\0\0\0\0\0\0[]")):
+        (loras / "sub folder" / f"{name}.safetensors").write_bytes(data)
+    (loras / "gone.safetensors").write_bytes(demo_adapters()["ink"].path.read_bytes())
+    app = AppState(ServerOptions(out=out, loras=(loras,)))
+    (loras / "gone.safetensors").unlink()
+    shown = [repr(handlers.search(app, {}))]
+    shown += [repr(handlers.details(app, entry.id)) for entry in app.every_entry()]
+    try:
+        app.ready(["gone"])
+    except LoraMixerError as error:
+        shown += [words_of(error), repr(ui_messages.told(error))]
+    for place in (loras, out):
+        with suppress(OSError):
+            (place / "no such file.txt").read_text()
+        shown.append(words_of(PictureError(f"cannot read {place / 'x y.txt'}: it is odd")))
+    assert len(app.every_entry()) == 4
+    assert [text for text in shown if "smith" in text or str(tmp_path) in text] == []
 
 
 NAMES = ("../ink.safetensors", "INK", "INK-{ID}", "once", "ONCE", "STAYS-{USED}")

@@ -188,6 +188,20 @@ def test_on_a_phone_the_mix_is_a_sheet_and_what_one_taps_is_large_enough(chromiu
     context.close()
 
 
+def test_a_large_picture_fits_its_window_at_every_width(desk):
+    desk.fill(PROMPT, count=2)
+    desk.make()
+    for width, height in SIZES.values():
+        desk.page.set_viewport_size({"width": width, "height": height})
+        desk.page.locator("#stage .lm-final").first.click()
+        desk.page.locator("dialog[open] img").first.wait_for()
+        wide, seen = desk.page.locator("dialog[open]").evaluate(
+            "node => [node.scrollWidth, node.clientWidth]"
+        )
+        assert wide <= seen, width
+        desk.page.keyboard.press("Escape")
+
+
 @pytest.mark.slowed
 def test_details_are_a_drawer_and_leave_the_library_where_it_is(desk):
     desk.tab("Library")

@@ -121,6 +121,45 @@ def test_rows_are_dragged_into_another_order_and_undone_by_key(desk):
     ordered(desk, "pixel", "halftone", "ink")
 
 
+def test_a_row_whose_adapter_is_renamed_keeps_its_details_open(desk):
+    desk.add("ink")
+    desk.page.get_by_label("More for ink").click()
+    desk.page.evaluate("lm.mix.rename('ink', 'neon')")  # as the library does after a file's new name
+    desk.row("neon").wait_for()
+    assert desk.page.get_by_label("More for neon").get_attribute("aria-expanded") == "true"
+
+
+def taken_out(desk):
+    desk.page.get_by_label("Remove ink").click()
+
+
+def taken_out_and_back(desk):
+    taken_out(desk)
+    desk.page.locator("#board h2").click()
+    desk.page.keyboard.press("Control+z")
+
+
+def replaced_by_another_mix(desk):
+    desk.open_share()
+    desk.page.locator("#mix-text textarea").fill("pixel:1")
+    desk.page.locator("#mix-apply").click()
+    desk.row("pixel").wait_for()
+
+
+@pytest.mark.parametrize("gone", [taken_out, taken_out_and_back, replaced_by_another_mix])
+def test_a_row_that_left_the_mix_open_comes_again_closed(desk, gone):
+    desk.add("ink")
+    desk.page.get_by_label("More for ink").click()
+    assert desk.page.get_by_label("More for ink").get_attribute("aria-expanded") == "true"
+    gone(desk)
+    if gone is not taken_out_and_back:
+        desk.row("ink").wait_for(state="detached")
+        desk.add("ink")
+    desk.row("ink").wait_for()
+    assert desk.page.get_by_label("More for ink").get_attribute("aria-expanded") == "false"
+    assert desk.row("ink").locator(".lm-more").count() == 0
+
+
 def test_an_adapter_is_loaded_when_its_row_is_made_and_not_at_the_click(desk, app):
     app.preloader.wait()
     before = app.loads

@@ -32,6 +32,8 @@ from .theme import css, head, part, theme
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+CALLS_AT_ONCE = 128
+"""How many of the page's handlers may be at work or wait: all jobs and those who look on, all who wait for files, and room for others."""
 CACHE_SECONDS = (3600, 24 * 3600)
 
 
@@ -167,7 +169,7 @@ def launch(
         head=head(),
         allowed_paths=list(served),
         max_file_size=options.max_upload,
-        max_threads=64,
+        max_threads=CALLS_AT_ONCE,
         run_history=False,
         enable_monitoring=False,
         footer_links=["api"],

@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import tempfile
 import threading
 import warnings
 from collections import OrderedDict
+from concurrent import futures
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +24,10 @@ from lora_mixer.pictures import DEMO, ModelOptions
 
 from .guard import Sessions
 from .masks import Masks
-from .messages import without_paths
+from .messages import hide, without_paths
 from .models import Models
 from .preloading import Preloader
+from .readers import Readers
 from .saved_rows import SavedRows
 from .starts import Starts
 
@@ -93,6 +97,10 @@ class AppState:
         """Open the folders, and begin to load the model."""
         self.options = options
         out = at_home(options.out).resolve()
+        places = (out, *options.loras, *options.models, Path.home(), Path(tempfile.gettempdir()), Path.cwd())
+        hide(*map(at_home, places))
+        if at_home(options.model).exists():
+            hide(at_home(options.model).parent)
         self.out, self.pictures, self.uploads = out, out / "pictures", out / "adapters"
         self.exports, self.downloads = out / "exports", out / "downloads"
         for folder in (self.pictures, self.uploads, self.downloads):
@@ -105,13 +113,18 @@ class AppState:
             folders = [self._demo]
         self._loaded: OrderedDict[str, tuple[str, int, float]] = OrderedDict()
         self._lock = threading.RLock()
+        self._hashing = threading.Lock()
         self._naming, self._given = threading.Lock(), set[str]()
         self.saving = threading.Lock()
         """Held while somebody looks whether a mix is saved under a name, and saves one."""
         self.queue = FairQueue()
         self.sessions = Sessions()
+        self.readers = Readers()
         self.library = Library([self.uploads, *folders], index=out / "library.sqlite")
         self.scanning, self.scans = "", 0
+        self._looking = threading.Lock()
+        self._look: Future[None] | None = None
+        self._look_again: Future[None] | None = None
         tell(f"looking for adapters in {', '.join(map(str, folders)) or self.uploads}")
         self.scan(wait=SCAN_WAIT)
         count = self.library.search(page_size=1).total
@@ -274,26 +287,47 @@ class AppState:
         """
         return self.library.get(entry_id)
 
-    def scan(self, *, wait: float | None = None) -> None:
+    def scan(self, *, wait: float | None = None) -> Future[None]:
         """
         Look through the folders in a thread of its own; ``scanning`` says how far it is.
 
+        One looks at a time: who asks meanwhile waits for one more look, which all of them share.
+
         Args:
             wait: Seconds to wait for it; None waits until it is done.
-        """
 
-        def look() -> None:
+        Returns:
+            What is done when the look is over.
+        """
+        with self._looking:
+            if self._look is None:
+                self._look = Future()
+                self._look.set_running_or_notify_cancel()
+                self.scanning = "Looking through the folders"
+                threading.Thread(target=self._look_through, name="library", daemon=True).start()
+            elif self._look_again is None:
+                self._look_again = Future()
+                self._look_again.set_running_or_notify_cancel()
+            asked = self._look_again or self._look
+        futures.wait([asked], wait)
+        return asked
+
+    def _look_through(self) -> None:
+        while True:
             try:
                 self.library.refresh(lambda done, total, _: self._scanned(done, total))
             except (LoraMixerError, OSError) as error:
                 _log.warning("the folders could not be looked through: %s", error)
-            finally:
-                self.scanning, self.scans = "", self.scans + 1
-
-        self.scanning = "Looking through the folders"
-        thread = threading.Thread(target=look, name="library", daemon=True)
-        thread.start()
-        thread.join(wait)
+            except Exception:  # noqa: BLE001 -- the next look is not kept waiting for this one
+                _log.exception("the folders could not be looked through")
+            with self._looking:
+                done, self._look, self._look_again = self._look, self._look_again, None
+                self.scanning, self.scans = "" if self._look is None else self.scanning, self.scans + 1
+                is_over = self._look is None
+            if done is not None:
+                done.set_result(None)
+            if is_over:
+                return
 
     def _scanned(self, done: int, total: int) -> None:
         self.scanning = f"Looking through the folders: {done} of {total}"
@@ -332,7 +366,7 @@ class AppState:
         ends = itertools.accumulate(entry.bytes for entry in unknown)
         wanted = [entry.id for entry, end in zip(unknown, ends, strict=True) if end <= HASHED_AT_ONCE]
         wanted = wanted or [entry.id for entry in unknown[:1]]
-        with self._lock:
+        with self._hashing:
             if not wanted or self.hashing:
                 return
             self.hashing = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from pathlib import Path
 from typing import Any
 
 from lora_mixer.errors import LoraMixerError, PictureError
@@ -14,7 +15,12 @@ LONGEST = 2000
 PROBLEMS_SHOWN = 20
 """Problems of an error that the page is told."""
 _numbers = itertools.count(1)
-_PATH = re.compile(r"(?<![\w:/.\\])(?:[A-Za-z]:)?[\\/](?:[^\\/\s'\"<>|:*?]+[\\/])+([^\\/\s'\"<>|:*?]*)")
+_PATH = re.compile(
+    r"(?<![\w/.\\])(?!//)(?:[A-Za-z]:|\\(?=\\))?[\\/](?:[^\\/\s'\"<>|:*?]+[\\/])+([^\\/\s'\"<>|:*?]*)"
+)
+_QUOTED = re.compile(r"(['\"])(?:[A-Za-z]:)?[\\/](?:[^'\"\n\\/]*[\\/])+([^'\"\n\\/]*)\1")
+"""A path between quotes, as the system says it: blanks are of it."""
+_folders: dict[str, re.Pattern[str]] = {}
 
 
 class FieldError(PictureError):
@@ -47,6 +53,14 @@ def words_of(error: BaseException) -> str:
     return without_paths(text)[:LONGEST]
 
 
+def hide(*folders: Path) -> None:
+    """Let no message show where these folders of the server are: a path with blanks tells nobody where it ends."""
+    for folder in folders:
+        for place in {str(folder), str(folder.absolute()), str(folder.resolve())}:
+            if len(Path(place).parts) > 1:
+                _folders[place] = re.compile(re.escape(place) + r"(?:([\\/])|(?![\w.-]))")
+
+
 def without_paths(text: str) -> str:
     """
     Return a text with each absolute path cut to its last name: also those in what other libraries and the system say.
@@ -55,6 +69,12 @@ def without_paths(text: str) -> str:
         >>> without_paths("in /home/ann/loras/ink.safetensors, key 7"), without_paths("1/2 and a/b")
         ('in ink.safetensors, key 7', '1/2 and a/b')
     """
+    text = text.replace("file:///", "/")
+    for place, pattern in sorted(_folders.items(), reverse=True):
+        if place in text:
+            name = Path(place).name
+            text = pattern.sub(lambda match, name=name: "/_/" if match[1] else name, text)  # type: ignore[misc]
+    text = _QUOTED.sub(lambda match: f"{match[1]}{match[2] or 'a folder'}{match[1]}", text)
     return _PATH.sub(lambda match: match[1] or "a folder", text)
 
 

@@ -46,6 +46,7 @@ class ModelFacts:
         samplers: Which samplers can carry it, with their schedules; empty until it is loaded.
         emphasis_problem: Why ``(word:1.3)`` is not read, or empty.
         guided: Whether it has an IP-Adapter, which shows it a picture to follow.
+        scheduler: The class of its own sampler; empty until it is loaded.
     """
 
     options: ModelOptions
@@ -55,6 +56,7 @@ class ModelFacts:
     samplers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     emphasis_problem: str = ""
     guided: bool = False
+    scheduler: str = ""
 
     @property
     def title(self) -> str:
@@ -279,7 +281,12 @@ class Models:
         grid_maker = PictureMaker(mixer, batch_size=self._grid_batch, defaults=defaults)
         scheduler = getattr(pipe, "scheduler", None)
         samplers = {} if scheduler is None else fitting_samplers(scheduler)
-        facts = replace(_facts(options, pipe), samplers=samplers, emphasis_problem=maker.emphasis_problem)
+        facts = replace(
+            _facts(options, pipe),
+            samplers=samplers,
+            emphasis_problem=maker.emphasis_problem,
+            scheduler="" if scheduler is None else type(scheduler).__name__,
+        )
         return LoadedModel(facts, mixer, maker, grid_maker)
 
 

@@ -264,4 +264,7 @@ def _same(fused: nn.Module, parts: Sequence[nn.Module]) -> bool:
 def _joined(parts: Sequence[nn.Module], name: str) -> torch.Tensor:
     """Lay the weights (out, in) or biases (out,) of parts one below the other."""
     values: list[Any] = [part._parameters[name] for part in parts]  # noqa: SLF001
-    return torch.cat([value.data for value in values])  # (sum of out, in), or (sum of out,)
+    held: list[torch.Tensor] = [value.data for value in values]
+    if held[0].dtype.itemsize == 2:  # autocast refuses halves of another type than its own
+        return torch.cat([each.view(torch.int16) for each in held]).view(held[0].dtype)
+    return torch.cat(held)  # (sum of out, in), or (sum of out,)

@@ -19,6 +19,8 @@ _PRECISIONS = (
     "allow_fp16_reduced_precision_reduction",
     "allow_bf16_reduced_precision_reduction",
 )
+_CASTING = tuple(kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind))
+"""Devices for which autocast may be on."""
 
 
 def _held(*guards: Callable[[], AbstractContextManager[object]]) -> Interruptible[None]:
@@ -60,19 +62,26 @@ def writing(live: torch.Tensor) -> Interruptible[None]:
 
 
 def exact_matmul() -> Interruptible[None]:
-    """Keep TF32 and half-precision accumulators out of products, whatever the process has set."""
+    """Keep TF32, half-precision accumulators and autocast out of products, whatever the process has set."""
     matmul = torch.backends.cuda.matmul
     kept: dict[str, bool] = {}
+    cast: list[str] = []
 
     @uninterrupted
     def begin() -> None:
         for name in _PRECISIONS:
             kept[name] = getattr(matmul, name)
             setattr(matmul, name, False)
+        for device in _CASTING:
+            if torch.is_autocast_enabled(device):
+                cast.append(device)
+                torch.set_autocast_enabled(device, False)
 
     @uninterrupted
     def end(_: BaseException | None) -> None:
         for name, value in kept.items():
             setattr(matmul, name, value)
+        for device in cast:
+            torch.set_autocast_enabled(device, True)
 
     return Interruptible(begin, end)

@@ -157,16 +157,19 @@ class _Here:
         listed = [as_hash(text) for kind, text in getattr(table, "known", table).items() if kind != _DECLARED]
         return [digits for digits in listed if digits] + self._computed.get(name, [])
 
-    def states(self, name: str, digits: list[str]) -> bool:
-        """Tell whether an adapter's header says that it has one of these hashes: headers are copied, and lie."""
-        entry: Any = self._known[name]
-        table = getattr(entry, "hashes", entry)
-        stated = (getattr(entry, "metadata", {}).get(_STATED), getattr(table, "known", table).get(_DECLARED))
-        return any(same_hash(a, b) for a in digits for b in stated if isinstance(b, str))
+    def states(self, digits: list[str]) -> list[str]:
+        """Return the adapters whose headers say that they have one of these hashes: headers are copied, and lie."""
+        alike = [
+            name
+            for text in digits
+            for name, stated in self._stated.get(text[:_SHORTEST], ())
+            if same_hash(text, stated)
+        ]
+        return list(dict.fromkeys(alike))
 
     def unread(self, digits: list[str]) -> list[str]:
         """Return the adapters that say that they have one of these hashes, and whose own are not known."""
-        return [name for name in self._known if self.states(name, digits) and not self.known_hashes(name)]
+        return [name for name in self.states(digits) if not self.known_hashes(name)]
 
     def hashes(self, name: str) -> list[str]:
         """Return the hashes of one adapter; those of a file that nobody has computed yet as far as the bound reaches."""
@@ -210,17 +213,19 @@ class _Here:
         what may be equal to it is read, too.
         """
         found = self._known_by(digits) or self._read_until(digits, by_name)
-        for name in self._known if found else ():
+        for name in self._lazy if found else ():
             if name not in found and self._may_equal(name, found[0]):
                 self.hashes(name)
         return self._known_by(digits) if found else []
 
     def _read_until(self, digits: list[str], by_name: list[str]) -> list[str]:
         """Read files that nobody has hashed yet until one has one of these hashes."""
-        order = sorted(self._known, key=lambda name: (name not in by_name, not self.states(name, digits)))
-        for name in order if digits else ():
-            if name not in self._computed and _alike(digits, [name], self.hashes):
-                return [name]
+        left = [name for name in self._lazy if name not in self._computed and name not in self._skipped]
+        if digits and left:  # of what was read already all is known: a thousand hashes read no file twice
+            stating = set(self.states(digits))
+            for name in sorted(left, key=lambda name: (name not in by_name, name not in stating)):
+                if _alike(digits, [name], self.hashes):
+                    return [name]
         return []
 
     def _may_equal(self, name: str, found: str) -> bool:
@@ -247,6 +252,26 @@ class _Here:
                     lengths[name] = max(lengths.get(name, 0), min(len(text), len(known)))
         most = max(lengths.values(), default=0)
         return [name for name, common in lengths.items() if common == most]
+
+    @cached_property
+    def _lazy(self) -> list[str]:
+        """The adapters whose hashes can be had by reading their files."""
+        return [
+            name for name, entry in self._known.items() if isinstance(getattr(entry, "hashes", None), Hashes)
+        ]
+
+    @cached_property
+    def _stated(self) -> dict[str, list[tuple[str, str]]]:
+        table: dict[str, list[tuple[str, str]]] = {}
+        for name, entry in self._known.items():
+            hashes: Any = getattr(entry, "hashes", entry)
+            said = (
+                getattr(entry, "metadata", {}).get(_STATED),
+                getattr(hashes, "known", hashes).get(_DECLARED),
+            )
+            for digits in {each for text in said if isinstance(text, str) and (each := as_hash(text))}:
+                table.setdefault(digits[:_SHORTEST], []).append((name, digits))
+        return table
 
     @cached_property
     def _by_start(self) -> dict[str, list[tuple[str, str]]]:

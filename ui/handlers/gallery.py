@@ -180,8 +180,7 @@ def taken(app: AppState, settings: PictureSettings) -> Taken:
 def _sampler(app: AppState, settings: PictureSettings, name: str) -> str:
     """Return the sampler that a picture names, by its usual name; empty where it is the model's own."""
     if settings.dialect == OWN and name.endswith("Scheduler"):
-        usual = type(getattr(app.mixer.pipe, "scheduler", None)).__name__
-        return "" if usual == name else name
+        return "" if app.models.facts.scheduler == name else name
     return name
 
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from ..jobs import SessionJob
 
 _LABEL = 60
+MAX_FOLLOWERS = 16
+"""How many pages that were loaded again may look on at a time; others see how far theirs is, once."""
 DRAFT_STEPS = 6
 DRAFT_SIDE = 512
 IDLE: dict[str, Any] = {"state": "idle", "pictures": [], "message": "", "waiting": []}
@@ -182,6 +184,7 @@ class MakeHandlers:
     def __init__(self, app: AppState, jobs: Jobs) -> None:
         """Keep both."""
         self.app, self.jobs = app, jobs
+        self._followers = 0
 
     async def make(
         self,
@@ -243,8 +246,15 @@ class MakeHandlers:
         job = self.jobs.of(owner)
         if job is None or job.kind != "make":
             return
-        async for view in job.follow():
-            yield view
+        if self._followers >= MAX_FOLLOWERS:
+            yield job.view
+            return
+        self._followers += 1
+        try:
+            async for view in job.follow():
+                yield view
+        finally:
+            self._followers -= 1
 
     async def draft(self, owner: str, *fields: Any) -> AsyncIterator[dict[str, Any]]:
         """Make a picture of few steps that is not kept; one that comes after it takes its place."""

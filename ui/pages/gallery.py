@@ -69,8 +69,8 @@ def gallery_page(shared: Shared, fields: Fields, tab: Any, tabs: Any) -> None:
             handlers.report(app, settings, answer, given.unused),
         ]
 
-    def dropped(path: Any) -> Any:
-        return taken(handlers.dropped(path, shared.cache))
+    async def dropped(path: Any) -> Any:
+        return await app.readers.do(lambda: taken(handlers.dropped(path, shared.cache)))
 
     shared.connect(drop.upload, dropped, drop, outputs, emptied=[drop])
 

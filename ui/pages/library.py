@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from .shared import Shared
 
 
+SCAN_PATIENCE, SCAN_WAITING = 20.0, 8
+"""Seconds that a look through the folders is waited for, and by how many at a time; the rest of it goes on."""
 _FIELDS: tuple[dict[str, Any], ...] = (
     {
         "id": "upload-name",
@@ -74,9 +77,9 @@ def library_page(shared: Shared) -> None:
         elem_id="cards",
     )
 
-    def upload(given: Any, fields: Any) -> Any:
+    async def upload(given: Any, fields: Any) -> Any:
         name = checks.table(fields or {}, "fields").get("upload-name")
-        added = handlers.take_uploads(app, given, shared.cache, name)
+        added = await app.readers.do(lambda: handlers.take_uploads(app, given, shared.cache, name))
         return None, _fresh(added), added.refused
 
     shared.connect(files.upload, upload, [files, said], [files, cards, refused])
@@ -94,8 +97,17 @@ def library_page(shared: Shared) -> None:
 
     shared.connect(fetch.click, hub, said, cards, show_progress="minimal")
 
-    def rescan() -> Any:
-        app.scan(wait=20)
+    waiting = 0
+
+    async def rescan() -> Any:
+        nonlocal waiting
+        over = asyncio.wrap_future(app.scan(wait=0))
+        if waiting < SCAN_WAITING:  # others see by the cards how far it is
+            waiting += 1
+            try:
+                await asyncio.wait([over], timeout=SCAN_PATIENCE)
+            finally:
+                waiting -= 1
         return _fresh(handlers.Added(""))
 
     shared.connect(again.click, rescan, None, cards, show_progress="minimal")
@@ -118,8 +130,8 @@ def _functions(shared: Shared) -> list[Callable[[Any], Any]]:
     def cards(asked: Any) -> Any:
         return handlers.search(app, asked)
 
-    def adapter(entry_id: Any) -> Any:
-        details = handlers.details(app, entry_id)
+    async def adapter(entry_id: Any) -> Any:
+        details = await app.readers.do(lambda: handlers.details(app, entry_id))
         reason = details.pop("problem")
         return {**details, "reason": reason}  # "problem" would be one of the question's, not of the adapter's
 
@@ -138,8 +150,8 @@ def _functions(shared: Shared) -> list[Callable[[Any], Any]]:
     def restore_adapter(token: Any) -> Any:
         return handlers.from_trash(app, token)
 
-    def duplicates(_: Any) -> Any:
-        return handlers.duplicates(app)
+    async def duplicates(_: Any) -> Any:
+        return await app.readers.do(lambda: handlers.duplicates(app))
 
     functions = (cards, adapter, keep_adapter, set_preview, rename_adapter, move_adapter, restore_adapter,
                  duplicates)  # fmt: skip

@@ -260,6 +260,7 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
     allOff.disabled = quick.disabled = !rows.length;
     if (document.activeElement !== methodInput) methodInput.value = method;
     foot.hidden = !rows.length;
+    open = new Set(rows.map((row) => row.name).filter((name) => open.has(name))); // what leaves the mix is closed when it comes again
     redraw(list, rows.length ? rows.map(drawRow)
       : [empty("No adapters yet", "Add some in the Library, or write <lora:name:0.8> in the prompt. Without any you get the base.",
         h("button", { class: "lm-button", onclick: () => lm.tabs.open("library") }, "Open the Library"))]);
@@ -275,6 +276,7 @@ lm.parts.mix_rows = (root, { props, trigger, server, watch }) => {
   // A file that was renamed keeps its row.
   function rename(before, after) {
     rows.forEach((row) => { if (row.name === before) { row.name = after; row.title = after; } });
+    if (open.delete(before)) open.add(after);
     commit();
     refresh([after]);
   }

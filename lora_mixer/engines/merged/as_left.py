@@ -161,8 +161,10 @@ def _unlike(together: Sequence[_Lot]) -> list[bool]:
     answers: list[bool] = []
     waiting: dict[torch.device, list[tuple[int, torch.Tensor]]] = {}
     for _, ones, others in together:
-        one = ones[0] if len(ones) == 1 else _flat(ones)
-        other = (others[0] if len(others) == 1 else _flat(others)).to(one.device, non_blocking=one.is_cuda)
+        one = ones[0] if len(ones) == 1 else _end_to_end(ones)
+        other = (others[0] if len(others) == 1 else _end_to_end(others)).to(
+            one.device, non_blocking=one.is_cuda
+        )
         a, b = _bits(one, other)
         if one.device.type == "cpu":
             answers.append(not np.array_equal(a.numpy(), b.numpy()))  # four times as fast as torch.equal
@@ -174,6 +176,13 @@ def _unlike(together: Sequence[_Lot]) -> list[bool]:
         for (place, _), differs in zip(asked, flags, strict=True):
             answers[place] = bool(differs)
     return answers
+
+
+def _end_to_end(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Lay tensors together as integers: autocast refuses halves of another type than its own."""
+    kind = _BITS[tensors[0].dtype.itemsize]
+    laid: torch.Tensor = _flat([each.view(kind) for each in tensors])
+    return laid
 
 
 def _bits(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
