@@ -23,6 +23,7 @@ from lora_mixer.atomic import write_files
 from lora_mixer.binding.components import component_name, find_components
 from lora_mixer.diffusers_arguments import refuse_arguments
 from lora_mixer.errors import AdapterNameError, MixError, SaveError
+from lora_mixer.formats.container import load_tensors
 from lora_mixer.interrupts import Interruptible, at_once, uninterrupted
 from lora_mixer.problem import Problem
 
@@ -213,7 +214,7 @@ class DiffusersWords:
         weight_name: str | None = None,
     ) -> None:
         """Write one component's layers of an adapter under their names in the component."""
-        from safetensors.torch import load_file, save
+        from safetensors.torch import save
 
         self._known([adapter_name], "save_lora_adapter")
         if not safe_serialization:
@@ -230,7 +231,7 @@ class DiffusersWords:
                 path, adapter_name, format="diffusers", dtype="float32" if upcast_before_saving else None
             )
             front = f"{part}."
-            tensors = {k.removeprefix(front): v for k, v in load_file(path).items() if k.startswith(front)}
+            tensors = {k.removeprefix(front): v for k, v in load_tensors(path).items() if k.startswith(front)}
         whole = save(tensors, {"format": "pt"})
 
         def write(stream: IO[bytes]) -> None:

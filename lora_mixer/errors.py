@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 _PROBLEMS_SHOWN = 20
 _LONGEST = 10_000  # characters of a message: names in it may come from files
+_LONGEST_NAME = 600
 
 
 class LoraMixerError(Exception):
@@ -142,7 +143,7 @@ class LoraMixerError(Exception):
             ('no rank is given; pass rank=', 'no rank is given; give --rank', 'no rank is given')
         """
         said = self.reason_on(surface)
-        text = f"{_in_one_line(self.file)}: {said}" if self.file else said
+        text = _harmless(f"{_in_one_line(self.file)}: {said}") if self.file else said
         if len(text) <= _LONGEST:
             return text
         half = _LONGEST // 2 - 50
@@ -165,7 +166,7 @@ class LoraMixerError(Exception):
             else self.remedy.after(self.message, surface)
         )
         place = self._place(surface)
-        return f"{_in_one_line(place)}: {said}" if place else said
+        return _harmless(f"{_in_one_line(place)}: {said}" if place else said)
 
     def _place(self, surface: Surface | None) -> str | None:
         """Return what stands before the message; it has one name on all surfaces but for options."""
@@ -184,8 +185,17 @@ def _facts_of(problem: Problem | SaveProblem) -> dict[str, Any]:
 
 
 def _in_one_line(name: str) -> str:
-    """Return a name from a file or of a file without what would move a cursor or end a line."""
+    """Return a name from a file or of a file without what would move a cursor or end a line, and shortened where it has no end."""
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[: _LONGEST_NAME // 2]}...{name[-_LONGEST_NAME // 2 :]}"
     return name if name.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
+
+
+def _harmless(text: str) -> str:
+    """Return text of lines that can be printed and stored: what moves a cursor, turns a line or is half a letter is escaped."""
+    if all(line.isprintable() for line in text.split("\n")):
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 class SourceError(LoraMixerError):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
@@ -19,12 +18,14 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from lora_mixer.atomic import write_files
 from lora_mixer.errors import CorruptFileError, SourceError
+from lora_mixer.parsing.files import at_home
 from lora_mixer.parsing.json_text import json_or_none
 from lora_mixer.parsing.values import as_float, as_hash, as_int, as_list, as_table, as_text, clean_text
 from lora_mixer.wording import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
 
     from lora_mixer.picture_metadata.settings import PictureAdapter
 
@@ -214,7 +215,7 @@ class ModelSite:
             >>> site.download(file, "loras")  # doctest: +SKIP
             PosixPath('loras/ink.safetensors')
         """
-        place = Path(folder).expanduser() / file.name
+        place = at_home(folder) / file.name
         digest = file.hashes.get("sha256", "")
         if not file.name.lower().endswith(".safetensors"):
             raise SourceError(

@@ -11,9 +11,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from lora_mixer.errors import SourceError
+from lora_mixer.formats.container import load_tensors
 from lora_mixer.mixer import LoraMixer
 from lora_mixer.problem import Problem
 
@@ -141,7 +142,7 @@ class _AdapterTraining:
                 str(place), adapter_name=name, hotswap=True, trainable=True, activate=False
             )
             if (place / _STATE).is_file():
-                mixer.load_training_state(name, load_file(place / _STATE))
+                mixer.load_training_state(name, load_tensors(place / _STATE))
 
 
 def _after_steps(trainer: Any) -> Any:

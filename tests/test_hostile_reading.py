@@ -33,7 +33,7 @@ from lora_mixer import (
     from_adapter,
     read_adapter,
 )
-from lora_mixer.formats import reader
+from lora_mixer.formats import container, reader
 from lora_mixer.formats.fronts import split_component
 from lora_mixer.formats.pickles import load_pickle
 from lora_mixer.library import Library, SavedMixes, layer_norms
@@ -439,7 +439,7 @@ class TestFilesThatChange:
     def test_one_that_is_written_anew_while_it_is_read(self, tmp_path, monkeypatch):
         path = tmp_path / "x.safetensors"
         save_file(pair(64), path)
-        whole = reader.read_data
+        whole = container._fill
 
         def again(*given):
             found = whole(*given)
@@ -447,7 +447,7 @@ class TestFilesThatChange:
             os.utime(path, ns=(1, 1))
             return found
 
-        monkeypatch.setattr(reader, "read_data", again)
+        monkeypatch.setattr(container, "_fill", again)
         with pytest.raises(CorruptFileError, match="changed while it was read"):
             LoraMixer(model(64)).load_lora_weights(path, "a")
 

@@ -136,7 +136,8 @@ def test_one_line_says_a_mask(png: str) -> None:
         ({}, 'expected a "path" or a "digest"'),
         ({"digest": "xyz"}, "64 hexadecimal digits"),
         ({"digest": "0" * 64, "fether": 1}, 'Did you mean "feather"'),
-        ({"digest": "0" * 64, "feather": -1}, "at least 0"),
+        ({"digest": "0" * 64, "feather": -1}, "from 0 to 16384"),
+        ({"digest": "0" * 64, "feather": 1e9}, "from 0 to 16384"),
     ],
 )
 def test_what_is_no_mask_is_refused_with_a_reason(source: object, said: str) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from lora_mixer import FairQueue, PartialMatchWarning, demo_adapters
 from lora_mixer.errors import AdapterNameError, LoraMixerError, PictureError
 from lora_mixer.library import Entry, Fit, Library, SavedMixes, compatible, safe_name
+from lora_mixer.parsing import at_home
 from lora_mixer.pictures import DEMO, ModelOptions
 
 from .guard import Sessions
@@ -95,16 +96,16 @@ class AppState:
     def __init__(self, options: ServerOptions, tell: Callable[[str], object] = str) -> None:
         """Open the folders, and begin to load the model."""
         self.options = options
-        out = options.out.expanduser().resolve()
+        out = at_home(options.out).resolve()
         places = (out, *options.loras, *options.models, Path.home(), Path(tempfile.gettempdir()), Path.cwd())
-        hide(*(Path(place).expanduser() for place in places))
-        if Path(options.model).expanduser().exists():
-            hide(Path(options.model).expanduser().parent)
+        hide(*map(at_home, places))
+        if at_home(options.model).exists():
+            hide(at_home(options.model).parent)
         self.out, self.pictures, self.uploads = out, out / "pictures", out / "adapters"
         self.exports, self.downloads = out / "exports", out / "downloads"
         for folder in (self.pictures, self.uploads, self.downloads):
             folder.mkdir(parents=True, exist_ok=True)
-        folders = [Path(folder).expanduser().resolve() for folder in options.loras]
+        folders = [at_home(folder).resolve() for folder in options.loras]
         self._demo = (
             next(iter(demo_adapters().values())).path.parent.resolve() if options.model == DEMO else None
         )
@@ -141,7 +142,7 @@ class AppState:
         tell(f"loading the model {options.model}; the page opens before it is there")
         self.models = Models(
             options.loading or ModelOptions(options.model),
-            [Path(folder).expanduser().resolve() for folder in options.models],
+            [at_home(folder).resolve() for folder in options.models],
             options.grid_batch,
             self._model_changed,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +11,7 @@ import torch
 from lora_mixer.bases.naming import NamedBase, header_of, named_bases
 from lora_mixer.errors import SourceError, SourceNotFoundError, UnsupportedAdapterError
 from lora_mixer.mixer import LoraMixer
+from lora_mixer.parsing.files import place_of
 from lora_mixer.sources import repository_file, resolve_source
 
 if TYPE_CHECKING:
@@ -104,9 +104,7 @@ def from_adapter(
         given["revision"] = chosen.revision
     try:
         pipe = (
-            _pipeline(chosen, {**given, **kwargs})
-            if kind == "pipeline"
-            else _model(source, chosen, given, kwargs)
+            _pipeline(chosen, given, kwargs) if kind == "pipeline" else _model(source, chosen, given, kwargs)
         )
     except OSError as error:
         raise _missing(source, chosen, named, request, error) from error
@@ -138,7 +136,7 @@ def _chosen(
 
 def _kind_of(base: NamedBase, request: Mapping[str, Any]) -> str | None:
     """Say whether a base is a ``pipeline``, a ``model`` of Transformers, or not there (None)."""
-    place = Path(base.name).expanduser()
+    place = place_of(base.name)
     if place.is_dir():
         return next((kind for name, kind in _FILES.items() if (place / name).is_file()), None)
     if place.is_file():
@@ -160,7 +158,7 @@ def _missing(
     error: Exception | None = None,
 ) -> SourceError:
     """Return the error for a base that is not there, with what was looked for and where."""
-    place = Path(base.name).expanduser()
+    place = place_of(base.name)
     looked = [
         f"the folder {place.absolute()} ({'no model_index.json or config.json in it' if place.is_dir() else 'is not there'})"
     ]
@@ -183,23 +181,24 @@ def _missing(
     )
 
 
-def _pipeline(base: NamedBase, kwargs: dict[str, Any]) -> Any:
+def _pipeline(base: NamedBase, request: dict[str, Any], kwargs: dict[str, Any]) -> Any:
+    """Load a pipeline; what is asked of a Hub is nothing that a file could be asked for."""
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-    place = Path(base.name).expanduser()
+    place = place_of(base.name)
     if place.is_file():
         from lora_mixer.pictures import load_pipeline
 
         return load_pipeline(str(place), **kwargs)
     loader: Any = DiffusionPipeline
-    return loader.from_pretrained(str(place) if place.is_dir() else base.name, **kwargs)
+    return loader.from_pretrained(str(place) if place.is_dir() else base.name, **{**request, **kwargs})
 
 
 def _model(source: AdapterSource, base: NamedBase, request: dict[str, Any], kwargs: dict[str, Any]) -> Any:
     """Load a Transformers model of the class and with the number of labels that the adapter is for."""
     import transformers
 
-    place = Path(base.name).expanduser()
+    place = place_of(base.name)
     name = str(place) if place.is_dir() else base.name
     trusted = {key: kwargs[key] for key in ("trust_remote_code",) if key in kwargs}
     config: Any = kwargs.get("config") or transformers.AutoConfig.from_pretrained(name, **request, **trusted)

@@ -12,7 +12,7 @@ from lora_mixer.batches.reading import PLAN_BYTES_AT_MOST, decode, form_endings,
 from lora_mixer.errors import PlanError, SourceNotFoundError
 from lora_mixer.mixes import Mix
 from lora_mixer.parsing.data import Located
-from lora_mixer.parsing.files import read_regular
+from lora_mixer.parsing.files import at_home, read_regular
 from lora_mixer.parsing.json_text import loose_json
 from lora_mixer.parsing.problems import Problems
 from lora_mixer.pictures import DEMO, MODEL_FIELDS, PICTURE_FIELDS, ModelOptions
@@ -273,7 +273,7 @@ class Plan(_Strict):
         Args:
             path: A path as the plan has it.
         """
-        return path if "://" in path else str(self._folder / Path(path).expanduser())
+        return path if "://" in path else str(self._folder / at_home(path))
 
     @property
     def options(self) -> ModelOptions:

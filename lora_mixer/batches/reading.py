@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +145,7 @@ def _csv(text: str, problems: Problems) -> Located:
     for line, row in _csv_rows("".join(rows[head:]), head, problems):
         if columns is None:
             columns = [name.strip() for name in row]
-            for name in {name for name in columns if columns.count(name) > 1 or not name}:
+            for name in (name for name, count in Counter(columns).items() if count > 1 or not name):
                 problems.problem(
                     "",
                     f"the column {shown(name)} stands twice" if name else "a column has no name",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lora_mixer.parsing import at_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -122,7 +123,7 @@ def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:
 def _paths(incomplete: str, endings: tuple[str, ...]) -> list[str]:
     """List the folders, with a slash, and the files of some endings whose paths begin so."""
     front, slash, start = incomplete.rpartition("/")
-    folder = Path(f"{front}/" if slash else ".").expanduser()
+    folder = at_home(f"{front}/" if slash else ".")
     paths = []
     try:
         for place in sorted(folder.iterdir())[:_AT_MOST]:

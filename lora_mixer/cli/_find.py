@@ -12,6 +12,7 @@ from lora_mixer.cli._completing import adapters
 from lora_mixer.cli._options import AsJson, refuse_missing
 from lora_mixer.cli._saying import say
 from lora_mixer.errors import LoraMixerError
+from lora_mixer.parsing import at_home
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,7 +79,7 @@ def _known(folders: Any) -> Mapping[str, Any]:
     adapters: dict[str, Any] = {}
     refuse_missing("--loras", folders)
     for folder in folders:
-        for file in adapter_files(folder.expanduser()):
+        for file in adapter_files(at_home(folder)):
             try:
                 adapters[str(file)] = read_adapter(file)
             except LoraMixerError:
@@ -93,7 +94,7 @@ def _wanted(thing: str, known: Mapping[str, Any]) -> list[tuple[picture_metadata
     if thing.lower().endswith(tuple(picture_metadata.FORMATS)):
         matches = picture_metadata.match_adapters(picture_metadata.read_picture(thing), known)
         return [(slot.adapter, slot.match) for slot in matches.slots]
-    if Path(thing).expanduser().exists():
+    if at_home(thing).exists():
         return [
             (
                 picture_metadata.PictureAdapter(Path(thing).stem, hashes=dict(read_adapter(thing).hashes)),

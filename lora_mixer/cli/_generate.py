@@ -17,6 +17,7 @@ from lora_mixer.cli._options import KeepBase, LoadEmbeddings, Strict, refuse_mis
 from lora_mixer.cli._output import picture_paths
 from lora_mixer.cli._picture_options import model_options, picture_options
 from lora_mixer.cli._terminal import console, plain, print_warning, warnings_told
+from lora_mixer.parsing import at_home
 from lora_mixer.pictures import ModelOptions  # noqa: TC001 -- typer reads it at runtime
 from lora_mixer.problem import Surface
 
@@ -139,7 +140,7 @@ def _named_in(
         wanted += names_in_prompt(text)
     files: dict[str, Path] = {}
     for folder in folders:
-        for file in adapter_files(folder.expanduser()):
+        for file in adapter_files(at_home(folder)):
             files.setdefault(file.stem, file)
     names = dict.fromkeys(name for name in wanted if name not in known and name in files)
     return [LoraOption(str(files[name]), name, AdapterMix()) for name in names]

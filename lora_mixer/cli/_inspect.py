@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +12,7 @@ from lora_mixer.cli._progress import bar
 from lora_mixer.cli._saying import facts_of_error
 from lora_mixer.cli._terminal import console, plain
 from lora_mixer.errors import LoraMixerError, SourceNotFoundError
+from lora_mixer.parsing import at_home
 from lora_mixer.problem import Surface
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _expand(source: str, *, allow_pickle: bool) -> list[str]:
     """Return the adapters' files below a folder; anything else as it is."""
     from lora_mixer.sources import adapter_files
 
-    folder = Path(source).expanduser()
+    folder = at_home(source)
     if not folder.is_dir():
         return [source]
     files = adapter_files(folder, allow_pickle=allow_pickle)

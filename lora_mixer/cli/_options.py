@@ -13,6 +13,7 @@ from typer.core import TyperCommand
 
 from lora_mixer.cli._completing import formats
 from lora_mixer.errors import LoraMixerError
+from lora_mixer.parsing import at_home
 from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def refuse_missing(option: str, folders: Iterable[Path]) -> None:
     Raises:
         LoraMixerError: When there is any.
     """
-    missing = [str(folder) for folder in folders if not folder.expanduser().is_dir()]
+    missing = [str(folder) for folder in folders if not at_home(folder).is_dir()]
     if missing:
         raise LoraMixerError(
             f"{option}: there is no folder {', '.join(missing)}",

@@ -9,17 +9,12 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, partial
-from pathlib import Path
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_mixer.components import DENOISERS
-from lora_mixer.errors import SourceNotFoundError
 from lora_mixer.families import FAMILIES, family_named
-from lora_mixer.parsing.json_text import loose_json
-from lora_mixer.wording import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -129,64 +124,3 @@ def _clip(kind: str, hidden: int, inner: int, layers: int, heads: int) -> nn.Mod
     )
     module: nn.Module = getattr(transformers, kind)(config)
     return module
-
-
-def of_folder(folder: str | Path) -> Skeleton:
-    """
-    Build the modules of a diffusers folder from its configurations.
-
-    Args:
-        folder: The folder with ``model_index.json``.
-
-    Returns:
-        The denoiser and the text encoders, without weights, which are read when asked for.
-
-    Raises:
-        SourceNotFoundError: When there is no such folder, or a configuration cannot be understood.
-    """
-    root = Path(folder).expanduser()
-    index = root / "model_index.json"
-    if not index.is_file():
-        raise SourceNotFoundError(
-            "expected a diffusers folder with model_index.json; a Hub model has to be downloaded first",
-            file=str(folder),
-        )
-    components: dict[str, nn.Module] = {}
-    try:
-        for part, entry in loose_json(index.read_text(encoding="utf-8")).items():
-            wanted = part in DENOISERS or part.startswith("text_encoder")
-            if wanted and isinstance(entry, list) and entry[0] in ("diffusers", "transformers"):
-                components[part] = _from_config(entry[0], entry[1], root / part)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise SourceNotFoundError(
-            f"its configurations cannot be read: {first_line(error)}", file=str(folder)
-        ) from error
-    if not components:
-        raise SourceNotFoundError(
-            "model_index.json names no UNet, transformer or text encoder", file=str(folder)
-        )
-    return Skeleton(str(folder), components, lambda part: lazy_tensors(root / part))
-
-
-def _from_config(library: str, kind: str, folder: Path) -> nn.Module:
-    cls: Any = getattr(importlib.import_module(library), kind)
-    with torch.device("meta"):
-        if library == "diffusers":
-            module: nn.Module = cls.from_config(cls.load_config(str(folder)))
-            return module
-        made: nn.Module = cls(cls.config_class.from_pretrained(str(folder)))
-        return made
-
-
-def lazy_tensors(folder: Path) -> dict[str, Callable[[], torch.Tensor]]:
-    """List the tensors of a component's safetensors files, each with a function that reads it."""
-    from safetensors import safe_open
-
-    table: dict[str, Callable[[], torch.Tensor]] = {}
-    files = sorted(folder.glob("*.safetensors"))
-    plain = [file for file in files if not {"fp16", "non_ema"} & set(file.name.split("."))]
-    for file in plain or files:
-        opened: Any = safe_open(str(file), framework="pt")
-        for key in opened.keys():  # noqa: SIM118 -- it is not a dict
-            table[key] = partial(opened.get_tensor, key)
-    return table

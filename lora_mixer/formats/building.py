@@ -13,7 +13,7 @@ from lora_mixer.errors import FormatError, InvalidAdapterError, UnsupportedAdapt
 from lora_mixer.formats.peft_config import rule_for
 from lora_mixer.parsing.module_ends import Configuration, ends, places
 from lora_mixer.problem import Problem
-from lora_mixer.wording import first_of, shown
+from lora_mixer.wording import first_line, first_of, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -71,6 +71,13 @@ def build_layers(
         except FormatError as error:
             unsupported = unsupported or isinstance(error, UnsupportedAdapterError)
             problems.append(Problem(error.key or group.target.written, str(error.args[0])))
+        except (
+            RuntimeError,
+            MemoryError,
+        ) as error:  # what torch makes of values that it has not, or of sizes that nothing has
+            problems.append(
+                Problem(group.target.written, f"cannot be built of its tensors: {first_line(error)}")
+            )
     if problems:
         state = "cannot be applied" if unsupported else "are broken"
         listed = first_of([str(problem) for problem in problems], _SHOWN, between="\n  ", last="\n  ")

@@ -1,7 +1,8 @@
 """
-Bytes to tensors: the data section of a safetensors file read whole, in one go.
+Bytes to tensors: the data section of a safetensors file read whole, in one go, or one tensor of it.
 
-It is read into one buffer and moved to a device in one copy; tensors are views of it.
+It is read into one buffer and moved to a device in one copy; tensors are views of it. Nothing is mapped: a mapped file that is cut or
+written anew by another program ends the process (SIGBUS).
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ import io
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import IO, TYPE_CHECKING, Literal
 
 import torch
 
 from lora_mixer.errors import CorruptFileError
-from lora_mixer.formats.header import ITEM_BYTES
+from lora_mixer.formats.header import ITEM_BYTES, open_weights, read_header, refuse_changed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from lora_mixer.formats.header import Header, TensorSpec
 
@@ -126,6 +129,7 @@ def read_data(stream: IO[bytes], header: Header, label: str, memory: Memory = "p
     # A file changed between the two reads is as damaged as a truncated one.
     if got < total:
         raise CorruptFileError(f"truncated while reading: {got} of {total} bytes came", file=label)
+    refuse_changed(stream, header.stamp, label)
     return buffer
 
 
@@ -163,3 +167,42 @@ def read_tensors(
         CorruptFileError: As :func:`read_data` does.
     """
     return dict(FileTensors(read_data(stream, header, label, memory), header))
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """
+    Read the tensors of a safetensors file.
+
+    Raises:
+        SourceError: When it is not there or cannot be read.
+        FormatError: When it is damaged, something else, or written to meanwhile.
+    """
+    with open_weights(path, str(path)) as stream:
+        return read_tensors(stream, read_header(stream, str(path)), str(path))
+
+
+def lazy_tensors(path: Path) -> dict[str, Callable[[], torch.Tensor]]:
+    """
+    List the tensors of a safetensors file, each with a function that reads it alone.
+
+    Raises:
+        SourceError: As :func:`load_tensors`, which the functions do, too.
+        FormatError: Likewise.
+    """
+    with open_weights(path, str(path)) as stream:
+        header = read_header(stream, str(path))
+    return {key: partial(_read_one, path, header, key) for key in header.tensors}
+
+
+def _read_one(path: Path, header: Header, key: str) -> torch.Tensor:
+    """Read one tensor of a file that has to be as it was when its header was read."""
+    spec, label = header.tensors[key], str(path)
+    with open_weights(path, label) as stream:
+        refuse_changed(stream, header.stamp, label)
+        part = replace(
+            header,
+            tensors={key: spec._replace(start=0, end=spec.end - spec.start)},
+            data_start=header.data_start + spec.start,
+            data_bytes=spec.end - spec.start,
+        )
+        return read_tensors(stream, part, label)[key]

@@ -7,6 +7,7 @@ nothing. Layout: https://github.com/huggingface/safetensors#format
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -96,12 +97,13 @@ _new_spec: Callable[[tuple[object, ...]], TensorSpec] = partial(
 
 @dataclass(frozen=True)
 class Header:
-    """A safetensors header: every tensor's place, the free-form metadata, and where data begin."""
+    """A safetensors header: every tensor's place, the free-form metadata, where data begin, and the file's stamp as it was read."""
 
     tensors: Mapping[str, TensorSpec]
     metadata: Mapping[str, str]
     data_start: int
     data_bytes: int
+    stamp: tuple[int, int] | None = None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | TensorSpec:
@@ -287,6 +289,27 @@ def _end_of(specs: Mapping[str, TensorSpec], label: str) -> int:
     return position
 
 
+def stamp(stream: IO[bytes]) -> tuple[int, int] | None:
+    """Return a file's size and time of change, by which another file of its name is told apart; None for bytes in memory."""
+    if isinstance(stream, io.BytesIO):
+        return None
+    facts = os.fstat(stream.fileno())
+    return facts.st_size, facts.st_mtime_ns
+
+
+def refuse_changed(stream: IO[bytes], before: tuple[int, int] | None, label: str) -> None:
+    """
+    Refuse a file that another program has written to since it was stamped: what was read may be of both.
+
+    Raises:
+        CorruptFileError: When its stamp is another.
+    """
+    if stamp(stream) != before:
+        raise CorruptFileError(
+            "the file changed while it was read; wait until the program that writes it is done", file=label
+        )
+
+
 def read_header(stream: IO[bytes], label: str) -> Header:
     """
     Read and check the header of a safetensors stream; the stream is left at the first data byte.
@@ -295,6 +318,7 @@ def read_header(stream: IO[bytes], label: str) -> Header:
         CorruptFileError: On a damaged or hostile file.
         NotAnAdapterError: When the stream is empty or clearly of another kind (pickle, zip, HTML).
     """
+    before = stamp(stream)
     size = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     if size == 0:
@@ -312,7 +336,7 @@ def read_header(stream: IO[bytes], label: str) -> Header:
     ):  # such as gzip, which begins with small numbers
         raise NotAnAdapterError(f"not safetensors but {kind}", file=label)
     specs, metadata = parse_header(raw, total, label)
-    return Header(specs, metadata, 8 + length, total)
+    return Header(specs, metadata, 8 + length, total, before)
 
 
 def is_safetensors(stream: IO[bytes]) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import IO, TYPE_CHECKING
 
 from lora_mixer import hashes
 from lora_mixer.errors import SourceError
-from lora_mixer.formats.header import is_safetensors, open_weights
+from lora_mixer.formats.header import is_safetensors, open_weights, stamp
 from lora_mixer.formats.peft_config import header_rules, refuse_unsupported, scale_rule
 
 if TYPE_CHECKING:
@@ -39,14 +38,6 @@ def stream_of(weights: Path | bytes, label: str) -> Iterator[IO[bytes]]:
 def is_pickle_file(weights: Path | bytes, stream: IO[bytes]) -> bool:
     """Say whether a file is to be unpickled: its name says so, and its content is nothing safer."""
     return isinstance(weights, Path) and weights.suffix.lower() in _PICKLES and not is_safetensors(stream)
-
-
-def stamp(stream: IO[bytes]) -> tuple[int, int] | None:
-    """Return a file's size and time of change, by which another file of its name is told apart."""
-    if isinstance(stream, io.BytesIO):
-        return None
-    facts = os.fstat(stream.fileno())
-    return facts.st_size, facts.st_mtime_ns
 
 
 def hashes_of(source: AdapterSource, stream: IO[bytes], data_start: int | None) -> hashes.Hashes:

@@ -13,6 +13,7 @@ from typing import IO, Any
 import torch
 
 from lora_mixer.errors import CorruptFileError, NotAnAdapterError
+from lora_mixer.formats.header import refuse_changed, stamp
 from lora_mixer.formats.signatures import is_pickle, other_kind
 from lora_mixer.problem import Remedy
 from lora_mixer.wording import first_line
@@ -37,6 +38,7 @@ def load_pickle(stream: IO[bytes], label: str) -> Any:
     if not is_pickle(first):
         what = f"it begins with the bytes {first.hex(' ')}" if first else "it is empty (0 bytes)"
         raise NotAnAdapterError(f"not a PyTorch file: {what}; download it again", file=label)
+    before = stamp(stream)
     _refuse_bomb(stream, label)
     stream.seek(0)
     try:
@@ -47,6 +49,7 @@ def load_pickle(stream: IO[bytes], label: str) -> Any:
             f"torch.load, which reads weights only, refused the pickle: {reason}; use a safetensors file instead",
             file=label,
         ) from None
+    refuse_changed(stream, before, label)
     _refuse_folded(content, stream, label)
     return content
 

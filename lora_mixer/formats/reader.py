@@ -15,7 +15,6 @@ import torch
 from lora_mixer import hashes
 from lora_mixer.adapter import Adapter
 from lora_mixer.errors import (
-    CorruptFileError,
     InvalidAdapterError,
     NotAnAdapterError,
     UnsupportedAdapterError,
@@ -27,9 +26,9 @@ from lora_mixer.formats.describing import Modules, describe_adapter, own_name
 from lora_mixer.formats.file_moulds import MouldedLayers, find_mould, keep_mould
 from lora_mixer.formats.fronts import COMPONENT_KEY
 from lora_mixer.formats.grouping import group_keys, said_again
-from lora_mixer.formats.header import read_at, read_header
+from lora_mixer.formats.header import ITEM_BYTES, read_at, read_header
 from lora_mixer.formats.leaves import split_key
-from lora_mixer.formats.opening import hashes_of, is_pickle_file, scale_rules, stamp, stream_of
+from lora_mixer.formats.opening import hashes_of, is_pickle_file, scale_rules, stream_of
 from lora_mixer.formats.peft_config import rule_for
 from lora_mixer.formats.pickles import load_pickle, read_pickle
 from lora_mixer.problem import NoteKind, Problem, Remark, Remedy
@@ -46,6 +45,9 @@ if TYPE_CHECKING:
     from lora_mixer.sources import AdapterSource
     from lora_mixer.textual_inversion.files import Embedding
 
+_DTYPES = (*ITEM_BYTES, "float8_e4m3fnuz", "float8_e5m2fnuz", "complex128")
+"""Types of tensors in state dicts: those of files, and what kin of them torch works with likewise."""
+_FOLDED_AT_LEAST, _FOLDED_TIMES = 1 << 28, 4
 _HEADS = frozenset(("classifier", "score"))
 """PEFT's configurations of classifiers name both, whichever the model has."""
 _SMALL = 1 << 16  # bytes of a tensor that a description reads
@@ -86,7 +88,8 @@ def _read_source(source: AdapterSource, name: str | None, *, pinned: bool, mould
     with stream_of(weights, label) as stream:
         if not is_pickle_file(weights, stream):
             header = read_header(stream, label)
-            tensors = _map_tensors(stream, header, label, "pinned" if pinned else "plain")
+            memory: Memory = "pinned" if pinned else "plain"
+            tensors = FileTensors(read_data(stream, header, label, memory), header)
             digests = hashes_of(source, stream, header.data_start)
             if moulded and source.config is None:
                 return _moulded(tensors, source, name, digests)
@@ -199,24 +202,6 @@ def read_embeddings(source: AdapterSource, *, name: str | None = None) -> tuple[
         return alone(read_tensors(stream, read_header(stream, label), label), word, label)
 
 
-def _map_tensors(stream: IO[bytes], header: Header, label: str, memory: Memory) -> FileTensors:
-    """
-    Return the tensor of every key, read into memory.
-
-    Nothing is mapped: a mapped file that is cut or written anew by another program ends the process (SIGBUS).
-
-    Raises:
-        CorruptFileError: When the file is shorter than its header says, or has changed meanwhile.
-    """
-    before = stamp(stream)
-    tensors = FileTensors(read_data(stream, header, label, memory), header)
-    if stamp(stream) != before:
-        raise CorruptFileError(
-            "the file changed while it was read; wait until the program that writes it is done", file=label
-        )
-    return tensors
-
-
 def read_outline(source: AdapterSource, stream: IO[bytes], header: Header) -> AdapterInfo:
     """
     Describe an adapter from its header and the small ones of its tensors.
@@ -265,19 +250,42 @@ def _plain(key: str, tensor: torch.Tensor, label: str) -> torch.Tensor:
     Raises:
         InvalidAdapterError: When it is sparse, nested, quantised or without memory.
     """
-    odd = tensor.is_nested or tensor.layout is not torch.strided or tensor.is_quantized
-    if not odd and not tensor.is_meta:
-        last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-        needed = (tensor.storage_offset() + last) * tensor.element_size() if tensor.numel() else 0
-        odd = tensor.untyped_storage().nbytes() < needed
-    if odd:
+    if not is_plain(tensor):
         kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
         raise InvalidAdapterError(
             f"is a tensor that cannot be read ({kind}, {tensor.dtype}); expected a plain dense one",
             file=label,
             key=key[:_LONG],
         )
-    return tensor.detach()
+    name = str(tensor.dtype).removeprefix("torch.")
+    if name not in _DTYPES:
+        raise InvalidAdapterError(
+            f"has dtype {name}; known are {', '.join(_DTYPES)}", file=label, key=key[:_LONG]
+        )
+    if is_folded(tensor):
+        raise InvalidAdapterError(
+            f"of shape {tuple(tensor.shape)} has {tensor.untyped_storage().nbytes()} bytes: its values lie over each other",
+            file=label,
+            key=key[:_LONG],
+        )
+    return tensor.detach().resolve_conj().resolve_neg()
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Say whether a tensor has its values, or on the meta device would have them, in memory in the plain way."""
+    if tensor.is_nested or tensor.layout is not torch.strided or tensor.is_quantized:
+        return False
+    if tensor.is_meta:
+        return True
+    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    needed = (tensor.storage_offset() + last) * tensor.element_size() if tensor.numel() else 0
+    return tensor.untyped_storage().nbytes() >= needed
+
+
+def is_folded(tensor: torch.Tensor) -> bool:
+    """Say whether a tensor stands for much more than it has in memory, such as one number in each place of a huge matrix."""
+    size = 0 if tensor.is_meta else tensor.numel() * tensor.element_size()
+    return size > _FOLDED_AT_LEAST and size > _FOLDED_TIMES * tensor.untyped_storage().nbytes()
 
 
 def check_held(adapter: Adapter) -> None:

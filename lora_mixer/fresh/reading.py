@@ -55,7 +55,7 @@ def read_config(config: Any) -> tuple[AdapterConfig, FreshKind]:
     else:
         table, label = _as_table(config)
         name = _plain(table.get("peft_type"))
-        if name not in KINDS:
+        if not isinstance(name, str) or name not in KINDS:
             known = ", ".join(KINDS)
             said = "is not given" if name is None else f"got {shown(name)}"
             raise AdapterConfigError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +17,7 @@ from lora_mixer.engines.side.support import layer_kind
 from lora_mixer.parsing.module_ends import ends, fronts, places
 from lora_mixer.parsing.module_patterns import ModulePatterns, PatternTooHardError, compiled
 from lora_mixer.problem import Problem
+from lora_mixer.wording import first_of, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -202,14 +204,13 @@ def find_targets(
             paths = _all_linear(tree, notes)
             notes += _left_out(config, tree)
         elif isinstance(wanted, str):
-            paths = _whole(wanted, tree.modules, trusted=trusted)
+            paths = _whole("target_modules", wanted, tree.modules, trusted=trusted)
         else:
             paths = _by_suffix(config, wanted, tree, saved, problems, notes)
-    except PatternTooHardError as error:
-        problems.append(Problem("target_modules", f"{error}."))
-        return [], []
-    except re.error as error:
-        problems.append(Problem("target_modules", f"expected a regular expression ({error})."))
+        if isinstance(ahead := getattr(config, "feedforward_modules", None), str):
+            _whole("feedforward_modules", ahead, tree.modules, trusted=trusted)
+    except _BadPatternError as error:
+        problems.append(error.problem)
         return [], []
     targets = [path for path in paths if path not in is_excluded]
     if not targets and not problems:
@@ -234,7 +235,7 @@ def _by_suffix(
             problems.append(
                 Problem(
                     "target_modules",
-                    f"{name!r} is trained and saved whole (modules_to_save or the task's head: {', '.join(saved)}), so it "
+                    f"{name!r} is trained and saved whole (modules_to_save or the task's head: {first_of(saved, 5)}), so it "
                     "cannot have an adapter as well; take it out of one of them.",
                 )
             )
@@ -246,16 +247,17 @@ def _by_suffix(
         numbers = {layers} if isinstance(layers, int) else set(layers)
         names = config.layers_pattern
         lists = places([names] if isinstance(names, str) else names or ())
-        patterns = ModulePatterns(lists) if lists else None
-        there = {path: _number(path, patterns) for path in matches}
+        with _pattern_of("layers_pattern"):
+            patterns = ModulePatterns(lists) if lists else None
+            there = {path: _number(path, patterns) for path in matches}
         matches = {path: None for path, number in there.items() if number in numbers}
         if there and not matches:
             known = sorted({number for number in there.values() if number is not None})
             problems.append(
                 Problem(
                     "layers_to_transform",
-                    f"none of {len(there)} targets is in layers {sorted(numbers)}; "
-                    f"theirs are {', '.join(map(str, known)) or 'none: no numbers in their paths'}.",
+                    f"none of {len(there)} targets is in layers {first_of([*map(str, sorted(numbers))], 20)}; "
+                    f"theirs are {first_of([*map(str, known)], 20) or 'none: no numbers in their paths'}.",
                 )
             )
     return [path for path in tree.modules if path in matches]
@@ -313,31 +315,50 @@ def _excluder(config: AdapterConfig, tree: ModuleTree, saved: Sequence[str], *, 
     """Return the paths that are not targets."""
     excluded = config.exclude_modules
     if isinstance(excluded, str):
-        left_out = set(_whole(excluded, tree.modules, trusted=trusted))
+        left_out = set(_whole("exclude_modules", excluded, tree.modules, trusted=trusted))
     else:
         left_out = {path for name in excluded or () for path in tree.ending_with(name)}
     whole = set(saved)
     return left_out | {path for path in tree.modules if _within(path, whole)}
 
 
-def _whole(pattern: str, paths: Mapping[str, object], *, trusted: bool) -> list[str]:
+class _BadPatternError(Exception):
+    """A field's pattern cannot be used."""
+
+    def __init__(self, field: str, text: str) -> None:
+        super().__init__(text)
+        self.problem = Problem(field, text)
+
+
+@contextmanager
+def _pattern_of(field: str) -> Iterator[None]:
+    """Say which field a pattern that cannot be used stands in."""
+    try:
+        yield
+    except PatternTooHardError as error:
+        raise _BadPatternError(field, f"{error}.") from None
+    except re.error as error:
+        raise _BadPatternError(field, f"expected a regular expression ({error}).") from None
+
+
+def _whole(field: str, pattern: str, paths: Mapping[str, object], *, trusted: bool) -> list[str]:
     """Return the paths that a regular expression matches whole; one from a file gets bounded work."""
-    if not trusted:
-        compiled_pattern = compiled(pattern)
-        if (
-            compiled_pattern is not None
-            and sum(len(path) ** min(compiled_pattern[1], 8) for path in paths) > _STEPS
-        ):
-            raise PatternTooHardError(
-                f"the pattern {pattern[:200]!r} needs too much work on this model; name suffixes",
-                argument="target_modules",
-            )
-    expression = re.compile(pattern)
-    return [path for path in paths if expression.fullmatch(path)]
+    with _pattern_of(field):
+        if not trusted:
+            compiled_pattern = compiled(pattern)
+            if (
+                compiled_pattern is not None
+                and sum(len(path) ** min(compiled_pattern[1], 8) for path in paths) > _STEPS
+            ):
+                raise PatternTooHardError(
+                    f"the pattern {pattern[:200]!r} needs too much work on this model; name suffixes"
+                )
+        expression = re.compile(pattern)
+        return [path for path in paths if expression.fullmatch(path)]
 
 
 def _nothing(wanted: Sequence[str] | str, tree: ModuleTree, count: int) -> Problem:
-    text = repr(wanted) if isinstance(wanted, str) else ", ".join(map(repr, wanted))
+    text = shown(wanted) if isinstance(wanted, str) else first_of([*map(shown, wanted)], 20)
     if count:
         return Problem(
             "target_modules",

@@ -75,9 +75,10 @@ class Database:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.read(lambda _: None)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a disk that refuses, a name that no file can have
+            why = getattr(error, "strerror", None) or error
             raise SourceError(
-                f"the library's index cannot be opened there ({error})", file=str(path)
+                f"the library's index cannot be opened there ({why})", file=str(path)
             ) from error
 
     def read(self, work: Callable[[sqlite3.Connection], T]) -> T:

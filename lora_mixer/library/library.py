@@ -23,6 +23,7 @@ from lora_mixer.library._searching import PAGE_AT_MOST, near_words, query, stora
 from lora_mixer.library._walking import within
 from lora_mixer.library.compatibility import Compatibility, compatible
 from lora_mixer.library.entry import Entry, Page
+from lora_mixer.parsing.files import at_home
 from lora_mixer.parsing.json_text import loose_json
 from lora_mixer.parsing.values import as_float, as_hash, clean_text
 from lora_mixer.wording import shown
@@ -108,10 +109,8 @@ class Library:
         if not given:
             raise SourceError("a library needs at least one folder", argument="folders")
         self._notes: list[str] = []
-        self._roots = _outermost(Path(folder).expanduser().absolute() for folder in given)
-        place = (
-            Path(index).expanduser().absolute() if index is not None else _default("XDG_CACHE_HOME", ".cache")
-        )
+        self._roots = _outermost(at_home(folder).absolute() for folder in given)
+        place = at_home(index).absolute() if index is not None else _default("XDG_CACHE_HOME", ".cache")
         said = (
             place.with_name(f"{place.stem}.user.sqlite")
             if index is not None
@@ -526,7 +525,7 @@ class Library:
         return self.get(id)
 
     def _named_root(self, folder: str | os.PathLike[str] | None) -> Path:
-        root = self._roots[0] if folder is None else Path(folder).expanduser().absolute()
+        root = self._roots[0] if folder is None else at_home(folder).absolute()
         if root not in self._roots:
             raise SourceError(
                 f"is none of the library's folders: {', '.join(map(str, self._roots))}", file=str(root)

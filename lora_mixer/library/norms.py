@@ -15,7 +15,7 @@ from lora_mixer.algorithms.loha import LoHa
 from lora_mixer.algorithms.lokr import LoKr
 from lora_mixer.algorithms.lora import LowRank
 from lora_mixer.families.telling import TRANSFORMERS
-from lora_mixer.formats import read_source
+from lora_mixer.formats import check_held, read_source
 from lora_mixer.sources import resolve_source
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def layer_norms(source: Any, **options: Any) -> LayerNorms:
     squares: dict[str, float] = {}
     unknown: dict[str, int] = {}
     adapter = read_source(resolve_source(source, **options))
+    check_held(adapter)
     denoiser = "transformer" if adapter.info.base in TRANSFORMERS else "unet"
     adapter_layers = adapter.layers
     work = WORK_AT_LEAST + WORK_A_NUMBER * sum(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from lora_mixer.errors import MixError, SaveError
 from lora_mixer.mixes import Mix
+from lora_mixer.parsing.files import at_home
 from lora_mixer.parsing.json_text import read_json
 from lora_mixer.parsing.values import as_list, as_table, clean_text
 from lora_mixer.picture_metadata.portable import masks_of, portable, read_mix, read_mix_text
@@ -55,7 +55,7 @@ class SavedMixes:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Take the file's place; nothing is read yet."""
-        self.path = Path(path).expanduser().absolute()
+        self.path = at_home(path).absolute()
         self._lock = FileLock(f"{self.path}.lock", timeout=_WAIT_S)
 
     def list(self) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from lora_mixer.atomic import write_files
 from lora_mixer.errors import LoraMixerError
 from lora_mixer.library._walking import within
+from lora_mixer.parsing.files import read_regular
+from lora_mixer.parsing.image_bounds import most_pixels, open_picture, refuse_heavy_exif
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +21,6 @@ SIZES = (64, 1024)
 """The smallest and the largest side."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 _FILE_AT_MOST = 64 << 20
-_PIXELS_AT_MOST = 50_000_000
 
 
 class PreviewError(LoraMixerError, ValueError):
@@ -70,10 +71,12 @@ def thumbnail(entry: Entry, folder: Path, size: int, user_folder: Path | None = 
     return path
 
 
-def _refuse_huge(source: Path, width: int, height: int) -> None:
-    if width * height > _PIXELS_AT_MOST:
+def _refuse_huge(source: Path, size: int, width: int, height: int) -> None:
+    most = most_pixels(size)
+    if width * height > most:
         raise PreviewError(
-            f"has {width} x {height} pixels, at most {_PIXELS_AT_MOST} are read", file=str(source)
+            f"has {width} x {height} pixels, at most {most} are read of a file of {size} bytes",
+            file=str(source),
         )
 
 
@@ -84,17 +87,18 @@ def write(source: Path, path: Path, side: int) -> None:
     Raises:
         PreviewError: When it cannot be read.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     try:
-        with Image.open(source, formats=_FORMATS) as image:
-            _refuse_huge(source, image.width, image.height)
+        raw = read_regular(source, _FILE_AT_MOST)
+        with open_picture(raw, _FORMATS) as image:
+            _refuse_huge(source, len(raw), image.width, image.height)
             image.draft("RGB", (side, side))
-            turned = ImageOps.exif_transpose(image)
-            small = turned.convert(
-                "RGBA" if "A" in turned.getbands() or "transparency" in turned.info else "RGB"
-            )
+            form = "RGBA" if "A" in image.getbands() or "transparency" in image.info else "RGB"
+            small = image if image.mode == form else image.convert(form)
             small.thumbnail((side, side))
+            refuse_heavy_exif(small)
+            small = ImageOps.exif_transpose(small)
     except PreviewError:
         raise
     except Exception as error:  # whatever a decoder meets in a hostile file

@@ -8,7 +8,6 @@ finds out when its file has changed. How masks are scaled to layers is the engin
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_mixer.mixes.reading import Reading
 from lora_mixer.parsing.files import read_regular
+from lora_mixer.parsing.image_bounds import most_pixels, open_picture
 from lora_mixer.wording import first_line, number_text, shown
 
 if TYPE_CHECKING:
@@ -27,9 +27,13 @@ if TYPE_CHECKING:
 
 MASK_KEYS = ("path", "digest", "feather")
 _FRAMES_AT_MOST = 4096
-_VALUES_AT_MOST, _BYTES_AT_MOST = 1 << 28, 1 << 29
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO")
-"""None that another program is started for, as for PostScript."""
+_BYTES_AT_MOST = 1 << 29
+_FEATHER_AT_MOST = 16_384
+"""Pixels: the longest side of a picture that is made."""
+_NOISE = 1e-10
+"""Above what a Fourier transform leaves of nothing, below what a pixel of 1/255 gives to the farthest neighbour of a feather."""
+_AT_ONCE = 1 << 18
+"""Values that are worked on at once, where twice as many bits are needed for it."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Mask:
             reading.problem(
                 "digest", f"expected 64 hexadecimal digits, got {shown(self.digest)}; Mask.of finds them."
             )
-        object.__setattr__(self, "feather", reading.number("feather", self.feather, low=0))
+        object.__setattr__(self, "feather", reading.number("feather", self.feather, 0, _FEATHER_AT_MOST))
         reading.finish("mask")
 
     @classmethod
@@ -163,7 +167,7 @@ def _read_dict(spec: Mapping[Any, object], where: str, reading: Reading) -> Mask
     for key in spec:
         if key not in MASK_KEYS:
             reading.unknown_key(where, key, MASK_KEYS)
-    feather = reading.number(f"{where}.feather", spec.get("feather", 0.0), low=0)
+    feather = reading.number(f"{where}.feather", spec.get("feather", 0.0), 0, _FEATHER_AT_MOST)
     path, digest = spec.get("path"), spec.get("digest")
     if not (path is None or isinstance(path, str)) or (path is None and digest is None):
         reading.problem(where, f'expected a "path" or a "digest", got {shown(dict(spec))}.')
@@ -183,7 +187,7 @@ def _read_known(source: object, where: str, reading: Reading, masks: Mapping[str
     """Read a mask that may only be one of those given; nothing in it is taken for a path."""
     spec: Mapping[Any, object] = source if isinstance(source, Mapping) else {"digest": source}
     digest = spec.get("digest")
-    feather = reading.number(f"{where}.feather", spec.get("feather", 0.0), low=0)
+    feather = reading.number(f"{where}.feather", spec.get("feather", 0.0), 0, _FEATHER_AT_MOST)
     picture = masks.get(digest) if isinstance(digest, str) and _is_digest(digest) else None
     if picture is None or "path" in spec:
         reading.problem(
@@ -195,23 +199,36 @@ def _read_known(source: object, where: str, reading: Reading, masks: Mapping[str
 
 
 def _read_file(path: str, where: str, reading: Reading) -> FloatArray | None:
-    from PIL import Image, ImageSequence
-
     try:
-        with Image.open(io.BytesIO(read_regular(path, _BYTES_AT_MOST)), formats=_FORMATS) as picture:
-            count = getattr(picture, "n_frames", 1)
-            if count > _FRAMES_AT_MOST or count * picture.width * picture.height > _VALUES_AT_MOST:
+        raw = read_regular(path, _BYTES_AT_MOST)
+        with open_picture(raw) as picture:
+            count, most = getattr(picture, "n_frames", 1), most_pixels(len(raw))
+            if count > _FRAMES_AT_MOST or count * picture.width * picture.height > most:
                 reading.problem(
-                    where, f'"{path}" has {count} frames of {picture.width}x{picture.height}: too many.'
+                    where,
+                    f'"{path}" has {count} frames of {picture.width}x{picture.height}; a mask has at most {_FRAMES_AT_MOST} frames, and '
+                    f"a file of {len(raw)} bytes at most {most} pixels in all: make it smaller, masks are scaled to layers anyway.",
                 )
                 return None
-            frames = [each.convert("L") for each in ImageSequence.Iterator(picture)] if count > 1 else picture
-            return _read_array(frames, where, reading)
+            return _read_levels(picture, count)
     except FileNotFoundError:
         reading.problem(where, f'there is no picture "{path}".')
     except Exception as error:  # noqa: BLE001 -- whatever a decoder meets in a stranger's file
         reading.problem(where, f'"{path}" is not a picture that can be read: {first_line(error, 200)}.')
     return None
+
+
+def _read_levels(picture: Any, count: int) -> FloatArray:
+    """Return the grey values of a file's frames, of which one is decoded at a time."""
+    import numpy as np
+    from PIL import ImageSequence
+
+    shape = (picture.height, picture.width)
+    values: FloatArray = np.empty((count, *shape) if count > 1 else shape, dtype=np.float32)
+    for place, frame in enumerate(ImageSequence.Iterator(picture)):
+        np.divide(np.asarray(frame.convert("L")), np.float32(255), out=values[place] if count > 1 else values)
+    values.setflags(write=False)
+    return values
 
 
 def _read_array(source: Any, where: str, reading: Reading) -> FloatArray | None:
@@ -268,9 +285,12 @@ def _is_digest(value: object) -> bool:
 
 def _digest(picture: FloatArray) -> str:
     # Rounded to 16 bits, so that 8-bit pictures are the same through every route of floats.
-    levels = (picture.astype("float64") * 65535).round().astype("<u2")
-    sizes = "x".join(map(str, picture.shape))
-    return hashlib.sha256(f"{sizes}:".encode() + levels.tobytes()).hexdigest()
+    digest = hashlib.sha256(f"{'x'.join(map(str, picture.shape))}:".encode())
+    flat = picture.reshape(-1)
+    for start in range(0, len(flat), _AT_ONCE):
+        levels = (flat[start : start + _AT_ONCE].astype("float64") * 65535).round().astype("<u2")
+        digest.update(levels.tobytes())
+    return digest.hexdigest()
 
 
 def _softened(picture: Any, feather: float) -> FloatArray:
@@ -278,17 +298,36 @@ def _softened(picture: Any, feather: float) -> FloatArray:
 
     if not feather:
         return picture  # type: ignore[no-any-return]
-    radius = max(1, round(3 * feather))
-    offsets = np.arange(-radius, radius + 1)
-    kernel = np.exp(-0.5 * (offsets / feather) ** 2)
-    kernel /= kernel.sum()
-    soft = picture.astype(np.float64)
+    soft: FloatArray = np.array(picture)
     for axis in (soft.ndim - 2, soft.ndim - 1):
-        padding = [(radius, radius) if axis == each else (0, 0) for each in range(soft.ndim)]
-        padded = np.pad(soft, padding, mode="edge")
-        places = np.arange(soft.shape[axis])
-        soft = np.sum(
-            [share * np.take(padded, places + index, axis) for index, share in enumerate(kernel)], axis=0
-        )
-    smooth: FloatArray = np.clip(soft, 0, 1).astype(np.float32)
-    return smooth
+        lines = np.moveaxis(soft, axis, -1)
+        kernel = _kernel(feather, lines.shape[-1])
+        radius = len(kernel) // 2
+        size = lines.shape[-1] + 2 * radius
+        spectrum = np.fft.rfft(kernel, size)
+        for place in np.ndindex(lines.shape[:-2]):
+            at_once = max(1, _AT_ONCE // size)
+            for start in range(0, lines.shape[-2], at_once):
+                part: Any = (*place, slice(start, start + at_once))
+                block = lines[part]
+                padded = np.pad(block.astype(np.float64), ((0, 0), (radius, radius)), mode="edge")
+                mixed = np.fft.irfft(np.fft.rfft(padded, size) * spectrum, size)
+                mixed[np.abs(mixed) < _NOISE] = 0.0  # where there is nothing near, there is nothing
+                block[...] = mixed[:, 2 * radius :]
+    return np.clip(soft, 0, 1, out=soft)
+
+
+def _kernel(feather: float, length: int) -> Any:
+    """Return the weights of neighbours; what lies beyond the other edge counts as that edge does."""
+    import numpy as np
+
+    radius = max(1, round(3 * feather))
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / feather) ** 2)
+    weights /= weights.sum()
+    beyond = radius - max(1, length - 1)
+    if beyond > 0:
+        kept = weights[beyond:-beyond].copy()
+        kept[0] += weights[:beyond].sum()
+        kept[-1] += weights[-beyond:].sum()
+        return kept
+    return weights

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.parsing.data import load_located
+from lora_mixer.parsing.files import at_home
 from lora_mixer.parsing.problems import Problems, path_text
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Reading(Problems):
 
     def placed(self, path: str) -> str:
         """Return a path as seen from the current folder."""
-        return path if self.folder is None else str(Path(self.folder) / Path(path).expanduser())
+        return path if self.folder is None else str(Path(self.folder) / at_home(path))
 
     # --- lines -----------------------------------------------------------------------------------------------------
 
@@ -84,11 +85,9 @@ class Reading(Problems):
     def _places(self, located: Located) -> dict[str, int]:
         """Return the line of each entry by how places name it: by its adapter, wherever in the text that stands."""
         table = {path_text(path): line for path, line in located.lines.items()}
-        for name, root in self._roots.items():
-            depth = len(root)
-            table |= {
-                path_text((name, *path[depth:])): line
-                for path, line in located.lines.items()
-                if path[:depth] == root
-            }
+        names = {root: name for name, root in self._roots.items()}
+        for path, line in located.lines.items():
+            for depth in range(len(path) + 1):
+                if (name := names.get(path[:depth])) is not None:
+                    table[path_text((name, *path[depth:]))] = line
         return table

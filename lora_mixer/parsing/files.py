@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from typing import IO, TYPE_CHECKING
+from pathlib import Path
+from typing import IO
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from lora_mixer.errors import SourceNotFoundError
 
+_PIECE = 1 << 20
 _WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -31,10 +33,59 @@ def read_regular(path: str | Path, most: int) -> bytes:
         b''
     """
     with open_regular(path) as stream:
-        content = stream.read(most + 1)
+        # asked for the most at once, Python takes memory for all of it
+        content = stream.read(min(most, os.fstat(stream.fileno()).st_size) + 1)
+        while len(content) <= most and (more := stream.read(min(most + 1 - len(content), _PIECE))):
+            content += more
     if len(content) > most:
         raise ValueError(f"has more than {most} bytes, which is the most that is read")
     return content
+
+
+def at_home(name: str | os.PathLike[str]) -> Path:
+    """
+    Return a path with ``~`` written out; where nobody has that name it stays as it is, as in a shell.
+
+    Args:
+        name: The path as it was typed.
+
+    Returns:
+        The path.
+
+    Example:
+        >>> at_home("~no-such-user/x").parts
+        ('~no-such-user', 'x')
+    """
+    place = Path(name)
+    try:
+        return place.expanduser()
+    except RuntimeError:
+        return place
+
+
+def place_of(name: str | os.PathLike[str]) -> Path:
+    r"""
+    Return the path that somebody names, ``~`` written out; whether something is there is for the caller to see.
+
+    Raises:
+        SourceNotFoundError: When nothing can have such a name, so that asking for it fails otherwise than for what is not there.
+
+    Example:
+        >>> place_of("a\0b")
+        Traceback (most recent call last):
+        lora_mixer.errors.SourceNotFoundError: a\x00b: no file can have this name
+    """
+    place = at_home(name)
+    try:
+        os.lstat(place)
+    except ValueError:  # a zero byte, half a surrogate pair
+        raise SourceNotFoundError("no file can have this name", file=os.fspath(name)) from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise SourceNotFoundError(
+                f"no file has a name of {len(os.fspath(name))} letters", file=os.fspath(name)
+            ) from None
+    return place
 
 
 def open_regular(path: str | Path) -> IO[bytes]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lora_mixer.parsing.problems import named_twice
+from lora_mixer.parsing.values import encodable
 from lora_mixer.wording import shown
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ def read_nodes(text: str, problems: Problems, lines: dict[EntryPath, int]) -> An
         The values; None where the text is not YAML.
     """
     most = min(_VALUES_AT_MOST, _VALUES_OF_SHORT + _VALUES_PER_BYTE * len(text))
+    if encodable(text) != text:
+        problems.problem("", "expected YAML, got half of a surrogate pair", line=1)
+        return None
     try:
         node = _compose(text)
         return None if node is None else _ValueTree(lines, problems, most).build(node, ())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import PictureMetadataError, SourceNotFoundError
+from lora_mixer.parsing.image_bounds import refuse_heavy_exif, refuse_heavy_tables
 from lora_mixer.parsing.json_text import LONGEST_JSON
 
 if TYPE_CHECKING:
@@ -70,13 +71,15 @@ def read_texts(source: Source) -> tuple[dict[str, str], tuple[int, int]]:
     except (OSError, ValueError) as error:
         if isinstance(error, PictureMetadataError):
             raise
-        raise PictureMetadataError(f"cannot be read ({error})", file=label) from error
+        why = getattr(error, "strerror", None) or error
+        raise PictureMetadataError(f"cannot be read ({why})", file=label) from error
 
 
 def _of_stream(stream: Any, label: str) -> tuple[dict[str, str], tuple[int, int]]:
     from PIL import Image
 
     try:
+        refuse_heavy_tables(stream)
         with Image.open(stream, formats=PICTURE_TYPES) as image:
             return _of_image(image, label), image.size
     except PictureMetadataError:
@@ -115,6 +118,10 @@ def _of_info(image: Image) -> dict[str, str]:
 
 def _of_exif(image: Image) -> dict[str, str]:
     texts: dict[str, str] = {}
+    # asked for EXIF that it has not, PIL decodes a PNG: it may stand behind the pixels
+    if image.format == "PNG" and "exif" not in image.info and "Raw profile type exif" not in image.info:
+        return texts
+    refuse_heavy_exif(image)
     exif = image.getexif()
     if not exif:
         return texts

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lora_mixer.errors import CorruptFileError, NotAnAdapterError, SourceNotFoundError
 from lora_mixer.families.telling import CROSS_ATTENTION
 from lora_mixer.formats.header import open_weights, read_header
 from lora_mixer.formats.leaves import is_part
+from lora_mixer.parsing.files import place_of
 from lora_mixer.pictures.model_options import CHECKPOINT_SUFFIXES
 from lora_mixer.problem import Remedy
 from lora_mixer.wording import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
     Keys = tuple[str, ...]
 
@@ -104,13 +105,13 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoi
         >>> read_checkpoint("juggernaut.safetensors").family  # doctest: +SKIP
         'SDXL'
     """
-    place = Path(path).expanduser()
+    place = place_of(path)
     if not place.is_file():
         what = "is not a file" if place.exists() else "is not there"
         raise SourceNotFoundError(f"{what}; expected a checkpoint", file=str(path))
     suffix = place.suffix.lower()
     if suffix == ".gguf":
-        with place.open("rb") as stream:
+        with open_weights(place, str(path)) as stream:
             if stream.read(4) != b"GGUF":
                 raise CorruptFileError("is not a GGUF file, whatever its name says", file=str(path))
         return Checkpoint(place, "denoiser")
@@ -135,11 +136,15 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoi
 def _shapes_of_pickle(path: Path) -> dict[str, tuple[int, ...]]:
     import torch
 
-    try:
-        held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        first = first_line(error)
-        raise CorruptFileError(f"torch cannot read it as weights only: {first}", file=str(path)) from error
+    with open_weights(path, str(path)) as stream:
+        try:
+            # on the meta device no tensor is read, and nothing is mapped that another program may cut
+            held = torch.load(stream, map_location="meta", weights_only=True)
+        except Exception as error:
+            first = first_line(error)
+            raise CorruptFileError(
+                f"torch cannot read it as weights only: {first}", file=str(path)
+            ) from error
     table = held.get("state_dict", held) if isinstance(held, dict) else {}
     return {str(key): tuple(value.shape) for key, value in table.items() if isinstance(value, torch.Tensor)}
 
@@ -264,7 +269,7 @@ def find_models(folder: str | Path) -> Iterator[str]:
         >>> list(find_models("models/"))  # doctest: +SKIP
         ['models/juggernaut.safetensors', 'models/tiny-sd']
     """
-    root = Path(folder).expanduser()
+    root = place_of(folder)
     if not root.is_dir():
         raise SourceNotFoundError("there is no such folder", file=str(folder))
     yield from sorted(_models_below(root, 0))

@@ -23,7 +23,9 @@ _DEPTH_AT_MOST = 50
 _WEIGHT_AT_MOST = 100.0
 _TOKEN = re.compile(r"\\[()\[\]\\]|:\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*\)|[()\[\]]|[^\\()\[\]:]+|\\|:")
 _MARKS = re.compile(r"(?<!\\)[(\[]|\bBREAK\b")
-_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+_BREAK = re.compile(
+    r"\bBREAK\b"
+)  # without the spaces around it: a long run of them would be gone through again at each
 _AND = re.compile(r"(?:^|\s)AND(?:\s|$)")
 _EDITING = re.compile(r"\[[^\[\]()]*:[^\[\]()]*:?\s*[\d.]+\s*\]|\[[^\[\]]*\|[^\[\]]*\]")
 
@@ -76,7 +78,10 @@ def parse_emphasis(prompt: str) -> list[list[Fragment]]:
             "supported; a mix can do so by its schedule",
             field="prompt",
         )
-    return [_part(text) for text in _BREAK.split(prompt) if text.strip()] or [[Fragment("")]]
+    parts = _BREAK.split(prompt)
+    inner = [text.strip() for text in parts[1:-1]]
+    trimmed = [parts[0].rstrip(), *inner, parts[-1].lstrip()] if len(parts) > 1 else parts
+    return [_part(text) for text in trimmed if text.strip()] or [[Fragment("")]]
 
 
 def _part(text: str) -> list[Fragment]:

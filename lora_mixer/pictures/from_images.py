@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import io
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import PictureError
 from lora_mixer.parsing.files import read_regular
+from lora_mixer.parsing.image_bounds import most_pixels, open_picture, refuse_heavy_exif
 from lora_mixer.pictures.ip_adapters import has_ip_adapter, scaled
 from lora_mixer.problem import Remedy
 from lora_mixer.wording import first_line
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SECOND_STRENGTH = 0.5
 """How much a second pass changes where nothing is said."""
-_BYTES_AT_MOST, _PIXELS_AT_MOST, _SIDE = 256 << 20, 64 << 20, 8
+_BYTES_AT_MOST, _SIDE = 256 << 20, 8
 
 
 class ImageTasks:
@@ -177,11 +177,14 @@ def read_image(path: str, field: str, mode: str = "RGB") -> Image:
     Raises:
         PictureError: When it cannot be read, or is larger than pictures are.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     try:
-        with Image.open(io.BytesIO(read_regular(path, _BYTES_AT_MOST))) as opened:
-            _refuse_large(opened, path, field)
+        raw = read_regular(path, _BYTES_AT_MOST)
+        with open_picture(raw) as opened:
+            _refuse_large(opened, len(raw), path, field)
+            opened.load()  # EXIF may stand behind the pixels
+            refuse_heavy_exif(opened)
             return ImageOps.exif_transpose(opened).convert(mode)
     except PictureError:
         raise
@@ -190,10 +193,11 @@ def read_image(path: str, field: str, mode: str = "RGB") -> Image:
         raise PictureError(f"cannot be read: {reason}", field=field, file=path) from error
 
 
-def _refuse_large(image: Image, path: str, field: str) -> None:
-    if image.width * image.height > _PIXELS_AT_MOST:
+def _refuse_large(image: Image, size: int, path: str, field: str) -> None:
+    most = most_pixels(size)
+    if image.width * image.height > most:
         raise PictureError(
-            f"has {image.width}x{image.height} pixels, at most {_PIXELS_AT_MOST} are read",
+            f"has {image.width}x{image.height} pixels, at most {most} are read of a file of {size} bytes",
             field=field,
             file=path,
         )

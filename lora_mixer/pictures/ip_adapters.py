@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import PictureError, SourceNotFoundError
+from lora_mixer.parsing.files import place_of
 from lora_mixer.pictures.checkpoints import not_expected, read_checkpoint
 from lora_mixer.problem import Remedy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     import torch
 
@@ -48,7 +49,7 @@ def load_ip_adapter(pipe: Any, wanted: ModelOptions, dtype: torch.dtype) -> None
             f"{type(pipe).__name__} takes no IP-Adapter in this diffusers", option="ip_adapter"
         )
     name = str(wanted.ip_adapter)
-    place = Path(name).expanduser()
+    place = place_of(name)
     if place.is_file():
         _check_base(place, pipe, allow_pickle=wanted.allow_pickle)
         source, below, file = str(place.parent), "", place.name

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from lora_mixer.errors import LoraMixerError, MissingExtraError, PictureError, SourceNotFoundError
 from lora_mixer.extras import install
+from lora_mixer.parsing.files import place_of
 from lora_mixer.parsing.json_text import loose_json
 from lora_mixer.pictures.base_configs import write_config_folder
 from lora_mixer.pictures.checkpoints import is_checkpoint_name, not_expected, read_checkpoint
@@ -79,7 +80,7 @@ def _load(wanted: ModelOptions, dtype: torch.dtype, more: Mapping[str, Any]) -> 
         if more:
             pipe.register_modules(**more)
         return pipe
-    if is_checkpoint_name(wanted.model) and not Path(wanted.model).expanduser().is_dir():
+    if is_checkpoint_name(wanted.model) and not place_of(wanted.model).is_dir():
         return _load_file(wanted, dtype, more)
     given = {
         name: getattr(wanted, name) for name in ("revision", "variant") if getattr(wanted, name) is not None
@@ -98,7 +99,7 @@ def _with_parts(
     """
     import diffusers
 
-    index = Path(model).expanduser() / "model_index.json"
+    index = place_of(model) / "model_index.json"
     named = _json(index) if index.is_file() else {}
     kind: Any = getattr(diffusers, str(named.get("_class_name")), diffusers.DiffusionPipeline)
     pipe = kind.from_pretrained(model, torch_dtype=dtype, **(given or {}), **parts)
@@ -119,7 +120,7 @@ def _with_controlnet(pipe: Any, wanted: ModelOptions, dtype: torch.dtype) -> Any
         )
     nets: Any = diffusers.ControlNetModel
     name = str(wanted.controlnet)
-    if is_checkpoint_name(name) and not Path(name).expanduser().is_dir():
+    if is_checkpoint_name(name) and not place_of(name).is_dir():
         held = read_checkpoint(name, allow_pickle=wanted.allow_pickle)
         if held.kind != "controlnet":
             raise not_expected(held, "a ControlNet")
@@ -164,7 +165,7 @@ def _load_denoiser(
     checkpoint: Checkpoint, wanted: ModelOptions, dtype: torch.dtype, more: Mapping[str, Any]
 ) -> Any:
     """Put a denoiser of its own, GGUF ones included, into the pipeline of a folder."""
-    folder = Path(str(wanted.config)).expanduser()
+    folder = place_of(str(wanted.config))
     index = _json(folder / "model_index.json")
     part = next((name for name in ("transformer", "unet") if isinstance(index.get(name), list)), None)
     if part is None:
@@ -223,7 +224,7 @@ def config_of(checkpoint: Checkpoint, given: str | None = None) -> Iterator[Path
     Raises:
         SourceNotFoundError: When there is none.
     """
-    beside = checkpoint.path.with_suffix("") if given is None else Path(given).expanduser()
+    beside = checkpoint.path.with_suffix("") if given is None else place_of(given)
     if (beside / "model_index.json").is_file():
         yield beside
         return
@@ -239,7 +240,7 @@ def _load_vae(wanted: ModelOptions, dtype: torch.dtype) -> Any:
     from diffusers import AutoencoderKL
 
     vaes: Any = AutoencoderKL
-    place = Path(str(wanted.vae)).expanduser()
+    place = place_of(str(wanted.vae))
     if not is_checkpoint_name(str(place)) or place.is_dir():
         below = {"subfolder": "vae"} if (place / "vae").is_dir() else {}
         return vaes.from_pretrained(str(wanted.vae), torch_dtype=dtype, **below)
@@ -253,7 +254,7 @@ def _load_vae(wanted: ModelOptions, dtype: torch.dtype) -> Any:
 @contextmanager
 def _vae_config(wanted: ModelOptions) -> Iterator[Path]:
     """Return the configuration of the VAE of the model that another one is for."""
-    model = Path(wanted.model).expanduser()
+    model = place_of(wanted.model)
     if wanted.model == DEMO:
         from lora_mixer.demo import demo_folder
 

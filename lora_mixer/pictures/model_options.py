@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import PictureError
+from lora_mixer.parsing.files import at_home
 from lora_mixer.problem import Problem
 
 if TYPE_CHECKING:
@@ -138,9 +139,7 @@ class ModelOptions:
             >>> ModelOptions("/home/x/models/a.b.safetensors").title, ModelOptions("user/repo").title
             ('a.b', 'user/repo')
         """
-        from pathlib import Path
-
-        path = Path(self.model).expanduser()
+        path = at_home(self.model)
         if path.suffix.lower() in CHECKPOINT_SUFFIXES:
             return path.stem
         is_path = path.is_absolute() or path.is_dir() or self.model.startswith((".", "~"))

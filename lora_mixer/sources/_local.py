@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer.errors import CorruptFileError, SourceError, SourceNotFoundError
+from lora_mixer.parsing.files import place_of, read_regular
 from lora_mixer.parsing.json_text import NotJsonError, loose_json
 from lora_mixer.sources._names import (
     ADAPTER_SUFFIXES,
@@ -206,10 +207,16 @@ def read_config(path: Path) -> dict[str, Any] | None:
             f"must be a small JSON object (got {size} bytes). Is it the right file?", file=str(path)
         )
     try:
-        config = loose_json(path.read_bytes())
+        config = loose_json(read_regular(path, _CONFIG_BYTES_AT_MOST))
+    except OSError as error:
+        raise SourceError(f"cannot be read ({error.strerror or error})", file=str(path)) from error
     except NotJsonError as error:
         raise CorruptFileError(
             f"must be a JSON object (got text that is none: {error}).", file=str(path)
+        ) from error
+    except ValueError as error:
+        raise CorruptFileError(
+            f"must be a small JSON object (it {error}). Is it the right file?", file=str(path)
         ) from error
     if not isinstance(config, dict):
         raise CorruptFileError(f"must be a JSON object (got a {type(config).__name__}).", file=str(path))
@@ -235,7 +242,7 @@ def read_config_file(path: str | os.PathLike[str]) -> dict[str, Any]:
         Traceback (most recent call last):
         lora_mixer.errors.SourceNotFoundError: no-such-folder: there is no such configuration; ...
     """
-    place = Path(path)
+    place = place_of(path)
     place = place / CONFIG_NAME if place.is_dir() else place
     config = read_config(place)
     if config is None:

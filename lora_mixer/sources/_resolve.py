@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from lora_mixer.demo import local_source
 from lora_mixer.errors import SourceError, SourceNotFoundError
+from lora_mixer.parsing.files import at_home
 from lora_mixer.sources._local import from_path
 from lora_mixer.sources._names import ADAPTER_SUFFIXES
 from lora_mixer.sources._types import AdapterSource, Request
@@ -134,7 +135,7 @@ NAMED: tuple[Callable[[str, Request], AdapterSource | None], ...] = (
 def _existing(text: str) -> Path | None:
     """Return the path of what is there; None where nothing is, or nothing can be called so."""
     try:
-        path = Path(text).expanduser()
+        path = at_home(text)
         return path if path.exists() else None
     except (OSError, RuntimeError, ValueError):  # a name too long, a user that is not known
         return None

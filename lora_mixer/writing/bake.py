@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_mixer import __version__
 from lora_mixer.errors import SaveError
 from lora_mixer.mixes import Mix
+from lora_mixer.parsing.files import at_home
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lora_mixer import LoraMixer
 
 
@@ -33,7 +35,7 @@ def free_folder(path: Any) -> Path:
         >>> free_folder("no-such-folder").name
         'no-such-folder'
     """
-    folder = Path(path).expanduser()
+    folder = at_home(path)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SaveError("is there already and is not an empty folder; name another", file=str(path))
     return folder

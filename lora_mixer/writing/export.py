@@ -22,6 +22,7 @@ from lora_mixer.errors import MatchError, MixError, SaveError
 from lora_mixer.merging import MergeMethod
 from lora_mixer.mixes import Mix, block_layouts
 from lora_mixer.mixes.transformer_blocks import DepthThird
+from lora_mixer.parsing.files import at_home
 from lora_mixer.problem import SaveProblem, SaveReason, UnusedReason
 from lora_mixer.wording import first_of
 from lora_mixer.writing import provenance
@@ -309,7 +310,7 @@ def extract(
     from lora_mixer.pictures.outline import load_outline
     from lora_mixer.writing.differences import changes
 
-    cut, place = RankCut(rank, conv_rank, energy, sv_ratio), Path(path).expanduser()
+    cut, place = RankCut(rank, conv_rank, energy, sv_ratio), at_home(path)
     if not cut.is_wanted:
         raise SaveError("nothing says how far to cut", remedy=CUT_REMEDY)
     if format is not None:
@@ -446,7 +447,7 @@ def _shares(adapters: Sequence[AdapterParts], mix: Mix, names: Names) -> dict[Mo
 
 
 def _place(path: str | Path, format: str) -> Path:  # noqa: A002
-    place = Path(path).expanduser()
+    place = at_home(path)
     check_format(format, place)
     return place
 

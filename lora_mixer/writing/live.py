@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import nn
 from lora_mixer.errors import MixError
 from lora_mixer.merging import MergeMethod
 from lora_mixer.mixes import Mix
+from lora_mixer.parsing.files import at_home
 from lora_mixer.writing.adapter_file import check_format
 from lora_mixer.writing.encode import as_dtype
 from lora_mixer.writing.export import write_adapters
@@ -21,6 +21,7 @@ from lora_mixer.writing.parts import located
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from lora_mixer.adapter import AdapterInfo
     from lora_mixer.engines import EngineController
@@ -83,7 +84,7 @@ def read_save_options(
         MixError: When there is nothing to save, or the mix is not the same at all steps.
         SaveError: When an argument is impossible.
     """
-    place = Path(path).expanduser()
+    place = at_home(path)
     check_format(format, place)
     chosen = MergeMethod.of(method)
     names = [adapter_names] if isinstance(adapter_names, str) else adapter_names

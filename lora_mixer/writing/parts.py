@@ -30,6 +30,7 @@ from lora_mixer.formats.container import read_tensors
 from lora_mixer.formats.describing import own_name
 from lora_mixer.formats.header import open_weights, read_header
 from lora_mixer.formats.leaves import split_key
+from lora_mixer.formats.reader import check_held, is_folded, is_plain
 from lora_mixer.mixes.unet_blocks import block_position
 from lora_mixer.problem import Problem, Remedy, SaveProblem, SaveReason, Surface
 from lora_mixer.sources import resolve_source
@@ -103,6 +104,8 @@ def open_files(
     resolved = [resolve_source(source, allow_pickle=allow_pickle) for source in sources]
     names = _different([own_name(source) for source in resolved], [_identity(source) for source in resolved])
     adapters = [read_source(source, name=name) for source, name in zip(resolved, names, strict=True)]
+    for adapter in adapters:
+        check_held(adapter)
     skeleton = _model(model, allow_pickle=allow_pickle) if model is not None else _skeleton_for(adapters)
     raws = [
         _raw(source) if set(a.info.format.split("+")) <= set(_LEAVES) else {}
@@ -159,9 +162,12 @@ def _identity(source: AdapterSource) -> str:
         digest.update(weights)
     else:
         for key in sorted(weights):
-            held = weights[key].detach().cpu().contiguous().flatten()
             digest.update(key.encode("utf-8", "replace"))
-            digest.update(held.view(torch.uint8).numpy().tobytes() if held.numel() else b"")
+            if is_plain(weights[key]) and not (
+                weights[key].is_meta or is_folded(weights[key])
+            ):  # of others the reader says what is wrong
+                held = weights[key].detach().resolve_conj().resolve_neg().cpu().contiguous().flatten()
+                digest.update(held.view(torch.uint8).numpy().tobytes() if held.numel() else b"")
     return digest.hexdigest()
 
 

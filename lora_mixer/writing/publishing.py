@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lora_mixer.errors import SaveError
 from lora_mixer.mixes import Mix
+from lora_mixer.parsing.files import at_home
 from lora_mixer.wording import first_line
 from lora_mixer.writing.bake import bake
 
@@ -76,7 +77,7 @@ def push_to_hub(
     if form not in ("adapter", "model"):
         raise SaveError(f"form must be adapter or model, got {form!r}", argument="form")
     wanted = mixer.mix if mix is None else Mix.of(mix)
-    shown = None if picture is None else Path(picture).expanduser()
+    shown = None if picture is None else at_home(picture)
     if shown is not None and (not shown.is_file() or shown.suffix.lower() not in _PICTURES):
         raise SaveError(
             f"the picture must be a file that ends with {', '.join(_PICTURES)}",

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from lora_mixer.atomic import write_files
+from lora_mixer.formats.container import lazy_tensors, load_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,9 +39,7 @@ class StoredTensor:
 
     def read(self) -> torch.Tensor:
         """Read it, on the CPU."""
-        with safe_open(self.path, framework="pt") as file:
-            value: torch.Tensor = file.get_tensor(self.key)
-        return value
+        return lazy_tensors(self.path)[self.key]()
 
 
 def tensors_in_files(root: nn.Module) -> dict[int, StoredTensor]:
@@ -75,7 +73,7 @@ def write_tensors(values: Sequence[tuple[StoredTensor, torch.Tensor]]) -> None:
 
     def writer(path: Path, changed: dict[str, torch.Tensor]) -> Any:
         def write(stream: IO[bytes]) -> None:
-            held = load_file(path)
+            held = load_tensors(path)
             for key, value in changed.items():
                 held[key] = value.detach().to("cpu", held[key].dtype).contiguous()
             stream.write(save(held))

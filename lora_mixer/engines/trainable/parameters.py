@@ -208,7 +208,9 @@ def trained(
             if key.endswith(".base_layer.weight"):
                 return tensor.to(device)  # the base's own, saved beside the adapter
             if key not in parameters:
-                start = tensors[key].to(device, torch.promote_types(tensors[key].dtype, torch.float32))
+                given = tensors[key].dtype  # torch promotes no types of one byte
+                wide = torch.float32 if given.itemsize == 1 else torch.promote_types(given, torch.float32)
+                start = tensors[key].to(device, wide)
                 parameters[key] = nn.Parameter(start.clone())
             held = parameters[key]
             same = tensor.shape == held.shape and tensor.stride() == held.stride()

@@ -12,7 +12,7 @@ from lora_mixer.fresh.config import AdapterConfig
 from lora_mixer.fresh.kinds.kind import FreshKind, flags
 from lora_mixer.fresh.usual_targets import of_ia3
 from lora_mixer.problem import Problem
-from lora_mixer.wording import shown
+from lora_mixer.wording import first_of, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,10 +55,13 @@ def _problems(config: IA3Config) -> Iterator[Problem]:
             "feedforward_modules", f"expected a list of suffixes or a regular expression, got {shown(names)}."
         )
     elif texts is not None and isinstance(config.target_modules, list):
-        targets = set(config.target_modules)
+        given: list[Any] = config.target_modules
+        targets = {name for name in given if isinstance(name, str)}
         odd = [name for name in texts if name not in targets]
         if odd:
-            yield Problem("feedforward_modules", f"{', '.join(map(repr, odd))} is not in target_modules.")
+            yield Problem(
+                "feedforward_modules", f"{first_of([*map(shown, odd)], 20)} is not in target_modules."
+            )
 
 
 def _refuses(_: IA3Config, target: Target) -> str | None:

@@ -97,7 +97,7 @@ def ranks(config: Any, *names: str) -> Iterator[Problem]:
         for key, value in table.items():
             kinds = int if name == "rank_pattern" else int | float
             if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < float("inf"):
-                yield Problem(f"{name}[{key!r}]", f"expected a number above 0, got {shown(value)}.")
+                yield Problem(f"{name}[{shown(key)}]", f"expected a number above 0, got {shown(value)}.")
             if why := _no_pattern(key):
                 yield Problem(f"{name}[{shown(key)}]", f"expected a name or a regular expression ({why}).")
 

@@ -94,8 +94,10 @@ def _problems(config: LoraConfig) -> Iterator[Problem]:
         yield Problem(
             "lora_bias", f"is started with init_lora_weights True or False only, not {start.name!r}."
         )
-    if config.eva_config is not None:
-        eva = config.eva_config
+    eva: Any = config.eva_config
+    if eva is not None and not isinstance(eva, EvaConfig):
+        yield Problem("eva_config", f"expected the fields of EvaConfig, got {shown(eva)}.")
+    elif eva is not None:
         yield from number(eva, "rho", least=1.0)
         yield from flags(eva, "use_label_mask", "whiten", "adjust_scaling_factors")
     yield from token_problems(config.trainable_token_indices, "trainable_token_indices")
@@ -120,7 +122,7 @@ def token_problems(table: Any, name: str) -> Iterator[Problem]:
     for key, ids in (
         (table or {}).items() if isinstance(table, dict) else [("", table)] if table is not None else []
     ):
-        place = f"{name}[{key!r}]" if key else name
+        place = f"{name}[{shown(key)}]" if key else name
         if not isinstance(ids, list) or not ids or any(type(one) is not int or one < 0 for one in ids):
             yield Problem(place, f"expected a list of token numbers from 0, got {shown(ids)}.")
         elif len(set(ids)) < len(ids):

@@ -19,6 +19,7 @@ from lora_mixer.wording import did_you_mean, list_of, shown
 
 SCHEDULE_KEYS = ("start", "stop", "unit", "ramp", "first", "last", "keyframes", "slider", "train_steps")
 """The keys of the dict form."""
+_POSITION = re.compile(r"[\d.]+")
 
 _BUILDERS: dict[str, tuple[Callable[..., Schedule], tuple[str, ...]]] = {
     "constant": (Constant, ("value",)),
@@ -97,11 +98,11 @@ def read_span(text: str, where: str, reading: Reading) -> Schedule | None:
         >>> read_span("5-20", "", Reading())
         Window(start=5.0, stop=20.0, unit='step')
     """
-    match = re.fullmatch(r"\s*([\d.]*)\s*-\s*([\d.]*)\s*", text)
-    if not match or not (match[1] or match[2]):
+    start, dash, stop = (part.strip() for part in text.partition("-"))
+    if not dash or not (start or stop) or not _POSITION.fullmatch(start + stop):
         reading.problem(where, f'expected a span such as "5-20", got {shown(text)}.')
         return None
-    return read_window(match[1] or None, match[2] or None, where, reading)
+    return read_window(start or None, stop or None, where, reading)
 
 
 def read_window(start: object, stop: object, where: str, reading: Reading) -> Schedule | None:
