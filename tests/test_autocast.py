@@ -196,3 +196,35 @@ def test_fused_projections_follow_a_mix_that_is_set_inside_of_autocast(
 
     assert not torch.equal(outside, base)
     assert torch.equal(model.attn.to_qkv.weight, base)
+
+
+@pytest.mark.parametrize("cast", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (nn.Conv2d(8, 12, 3, groups=4), torch.ones(2, 8, 5, 5)),
+        (nn.Conv1d(6, 6, 3, groups=6), torch.ones(2, 6, 8)),
+        (nn.Embedding(9, 6), torch.arange(6)[None]),
+        (nn.Conv2d(4, 6, 3), torch.ones(2, 4, 5, 5)),
+        (nn.Linear(6, 5), torch.ones(2, 6)),
+    ],
+)
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_first_call_inside_of_autocast_does_not_round_those_outside(
+    layer: Any, x: torch.Tensor, bias: bool, cast: torch.dtype
+) -> None:
+    pipe = Pipe(copy.deepcopy(layer))
+    file = adapter(layer, 1)
+    if bias and getattr(layer, "bias", None) is not None:
+        file["unet.layer.diff_b"] = torch.randn(layer.bias.shape)
+    mixer = LoraMixer(pipe)
+    mixer.load_lora_weights(file, "a")
+    with torch.no_grad():
+        mixer.set_mix({"a": 0.9}, engine="merged")
+        wanted = pipe.unet(x)
+        mixer.set_mix({"a": 0.9}, engine="side")
+        with torch.autocast("cpu", cast):
+            pipe.unet(x)
+        found = pipe.unet(x)
+
+    assert (found - wanted).norm() < 1e-6 * wanted.norm()

@@ -9,7 +9,7 @@ import torch
 from lora_mixer.engines.compiling import while_traced
 from lora_mixer.engines.denoiser.images import repeated_rows
 from lora_mixer.engines.merged.tied_use import computed_with
-from lora_mixer.engines.modes import lasting
+from lora_mixer.engines.modes import exact_matmul, lasting
 from lora_mixer.engines.offloaded import value_of
 from lora_mixer.engines.products import product, weight_of
 from lora_mixer.engines.side.support import layer_kind
@@ -119,7 +119,7 @@ class DenseLayer:
         """Work out what a mix does, once for each mix; compilers look at what is kept only then."""
         if mix not in self._kept:
             module = self.live.module
-            with lasting():
+            with lasting(), exact_matmul():  # a first call may be inside of autocast, later ones not
                 self._kept[mix] = (
                     self._on_outputs(module, mix) if self._is_linear else self._weights(module, mix)
                 )
