@@ -38,6 +38,7 @@ class SavedMixes:
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
         >>> book = SavedMixes(Path(tempfile.mkdtemp()) / "mixes.json")
         >>> book.save("evening", "ink:0.8, oil:0.2")
         >>> book.list(), book.load("evening").to_text()

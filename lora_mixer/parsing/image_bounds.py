@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO")
 """What is opened as a picture to work with: none that another program is started for, as for PostScript."""
-_PIXELS, _PIXELS_A_BYTE = 1 << 23, 4
+_PIXELS, _PIXELS_A_BYTE = 3 << 22, 6
 _VALUES_TIMES = 4
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 """Bytes of a value by TIFF's number of its type."""
@@ -22,12 +22,12 @@ _SCAN, _PADDING = 0xFFDA, (0xFF00, 0xFFFF)
 
 def most_pixels(file_bytes: int) -> int:
     """
-    Return how many pixels of a file are decoded: those of an 8-megapixel picture, and more where the file is large.
+    Return how many pixels of a file are decoded: those of a picture of 12 megapixels, and more where the file is large.
 
     A picture of one colour unpacks to a thousand times its file and more.
 
     Example:
-        >>> most_pixels(100) > 3840 * 2160, most_pixels(100) < 4096 * 4096, most_pixels(6 << 20) > 4096 * 4096
+        >>> most_pixels(100) > 4000 * 3000, most_pixels(100) < 4096 * 4096, most_pixels(6 << 20) > 4096 * 4096
         (True, True, True)
     """
     return _PIXELS + _PIXELS_A_BYTE * file_bytes

@@ -63,6 +63,7 @@ class Checkpoint:
         zero_snr: Whether the file says that it was trained down to pure noise.
 
     Example:
+        >>> from pathlib import Path
         >>> Checkpoint(Path("juggernaut.safetensors"), "pipeline", "SDXL").task
         'text'
     """
@@ -154,6 +155,7 @@ def describe_checkpoint(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Ch
     Say what tensors of these names and shapes are.
 
     Example:
+        >>> from pathlib import Path
         >>> describe_checkpoint(Path("x"), {"lora_unet_a.lora_down.weight": (4, 8)}).kind
         'adapter'
     """
