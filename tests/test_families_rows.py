@@ -259,11 +259,31 @@ def test_a_fused_layer_of_another_size_is_refused_with_the_sum_that_the_model_ha
     before = state(components)
     mixer = LoraMixer(components)
     tensors, _ = leaves("lora", 3 * HIDDEN + 2, 5)
-    with pytest.raises(MatchError, match=r"made for a weight \(86, 28\), the module has \(84, 28\)"):
+    with pytest.raises(
+        MatchError, match=r"made for a weight \(86, 28\), the module has \(84, 28\)"
+    ) as caught:
         mixer.load_lora_weights(
             {f"diffusion_model.double_blocks.0.img_attn.qkv{leaf}": t for leaf, t in tensors.items()}, "a"
         )
+    parts = ", ".join(f"transformer_blocks.0.attn.to_{letter}" for letter in "qkv")
+    assert f"the size is that of {parts} together" in str(caught.value)
     assert all(torch.equal(tensor, before[key]) for key, tensor in state(components).items())
+
+
+def test_a_report_says_how_many_layers_of_the_file_the_modules_are(shared_data):
+    components = parts_of(shared_data, reference(shared_data, "flux/aitoolkit"))
+    mixer = LoraMixer(components)
+    tensors, _ = leaves("lora", 3 * HIDDEN, 5)
+    fused = {f"diffusion_model.double_blocks.0.img_attn.qkv{leaf}": t for leaf, t in tensors.items()}
+    alone, _ = leaves("lora", HIDDEN, 6)
+    split = {f"transformer.transformer_blocks.0.attn.to_q{leaf}": t for leaf, t in alone.items()}
+
+    report = mixer.load_lora_weights(fused, "fused")
+    assert (report.matched, report.components[0].layers) == (3, 1)
+    assert "3 of    3 modules (1 in the file)" in str(report)
+    report = mixer.load_lora_weights(split, "split")
+    assert (report.matched, report.components[0].layers) == (1, 1)
+    assert "in the file" not in str(report)
 
 
 def test_fused_and_split_keys_that_disagree_are_refused(shared_data):

@@ -182,7 +182,9 @@ def bind(
         source=adapter.info.source,
         format=adapter.info.format,
         components=tuple(
-            ComponentMatch(part, tuple(t.matched), t.unmatched, t.keys_used, tuple(t.keys_unused))
+            ComponentMatch(
+                part, tuple(t.matched), t.unmatched, t.keys_used, tuple(t.keys_unused), len(t.named)
+            )
             for part, t in sorted(tallies.items())
         ),
         unused_keys=adapter.unused,
@@ -380,8 +382,12 @@ def _bias_misfit(weights: LayerWeights, match: ModuleMatch) -> str | None:
 
 
 def _within(layer: AdapterLayer, match: ModuleMatch) -> str:
-    """Name the file's layer where the live module is a part of it only."""
-    return "" if match.is_whole else f" (in the file with others as one layer, {layer.target.written})"
+    """Name the file's layer, and the modules whose sizes are taken together, where the live module is a part of it only."""
+    if match.is_whole:
+        return ""
+    paths = list(dict.fromkeys(placement.live.path for placement in match.placements))
+    one = f" (in the file with others as one layer, {layer.target.written}"
+    return f"{one}; the size is that of {first_of(paths, _SHOWN)} together)" if len(paths) > 1 else f"{one})"
 
 
 def _beside_only(bound: Sequence[BoundLayer]) -> list[Remark[NoteKind]]:

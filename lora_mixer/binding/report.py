@@ -27,6 +27,8 @@ class ComponentMatch:
         unmatched: Modules as the file spells them, with the reason why none was found: a text with its ``kind``.
         keys_used: Number of keys that ended up in matched modules.
         keys_unused: Keys of unmatched modules.
+        layers: Number of layers of the file that the matched modules are made of: fewer where one fills several, as a fused
+            projection does, more where one module takes several.
 
     Example:
         >>> part = ComponentMatch("unet", ("conv_in",), {}, keys_used=2)
@@ -39,6 +41,7 @@ class ComponentMatch:
     unmatched: Mapping[str, Remark[AbsenceReason]] = field(default_factory=dict)
     keys_used: int = 0
     keys_unused: tuple[str, ...] = ()
+    layers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -142,8 +145,9 @@ class MatchReport:
         for part in self.components:
             keys = part.keys_used + len(part.keys_unused)
             total = len(part.matched) + len(part.unmatched)
+            in_file = "" if part.layers in (None, len(part.matched)) else f" ({part.layers} in the file)"
             lines.append(
-                f"  {part.component:<{width}}  {len(part.matched):>4} of {total:>4} modules, "
+                f"  {part.component:<{width}}  {len(part.matched):>4} of {total:>4} modules{in_file}, "
                 f"{part.keys_used:>4} of {keys:>4} keys"
             )
             reasons: dict[str, list[str]] = {}

@@ -1,8 +1,9 @@
 """
 What an engine is: one way in which adapters take effect on live modules.
 
-The controller holds one engine for each row of ``engines/table.py`` and knows none of them by name: it asks who can carry a
-mix out and how dearly, shares the layers out, and lets each engine have its own. A new engine is a file with a subclass of
+The controller holds one engine for each row of ``engines/table.py`` and asks who can carry a mix out
+and how dearly, shares the layers out, and lets each engine have its own. Of the merged one alone it knows more: that keeps the bases, which
+all need. A new engine is a file with a subclass of
 :class:`Engine`, which has to say three things (``clear``, ``enter``, ``acts``), and a row.
 """
 
