@@ -88,8 +88,7 @@ def _read_source(source: AdapterSource, name: str | None, *, pinned: bool, mould
     with stream_of(weights, label) as stream:
         if not is_pickle_file(weights, stream):
             header = read_header(stream, label)
-            memory: Memory = "pinned" if pinned else "plain"
-            tensors = FileTensors(read_data(stream, header, label, memory), header)
+            tensors = _map_tensors(stream, header, label, "pinned" if pinned else "plain")
             digests = hashes_of(source, stream, header.data_start)
             if moulded and source.config is None:
                 return _moulded(tensors, source, name, digests)
@@ -200,6 +199,11 @@ def read_embeddings(source: AdapterSource, *, name: str | None = None) -> tuple[
         if is_pickle_file(weights, stream):
             return alone(load_pickle(stream, label), word, label)
         return alone(read_tensors(stream, read_header(stream, label), label), word, label)
+
+
+def _map_tensors(stream: IO[bytes], header: Header, label: str, memory: Memory) -> FileTensors:
+    """Return the tensor of every key, read into memory: a mapped file that another program cuts ends the process (SIGBUS)."""
+    return FileTensors(read_data(stream, header, label, memory), header)
 
 
 def read_outline(source: AdapterSource, stream: IO[bytes], header: Header) -> AdapterInfo:
