@@ -202,7 +202,7 @@ def read_embeddings(source: AdapterSource, *, name: str | None = None) -> tuple[
 
 
 def _map_tensors(stream: IO[bytes], header: Header, label: str, memory: Memory) -> FileTensors:
-    """Return the tensor of every key, which the file's data are read into memory for."""
+    """Return the tensor of every key, read into memory: a mapped file that another program cuts ends the process (SIGBUS)."""
     return FileTensors(read_data(stream, header, label, memory), header)
 
 
