@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 MASK_KEYS = ("path", "digest", "feather")
 _FRAMES_AT_MOST = 4096
 _BYTES_AT_MOST = 1 << 29
+_FILM = 1 << 25
+"""Pixels of all frames of a film that are read whatever its file is: 81 of 832 x 480, in black and white, are some kilobytes."""
 _FEATHER_AT_MOST = 16_384
 """Pixels: the longest side of a picture that is made."""
 _NOISE = 1e-10
@@ -203,6 +205,7 @@ def _read_file(path: str, where: str, reading: Reading) -> FloatArray | None:
         raw = read_regular(path, _BYTES_AT_MOST)
         with open_picture(raw) as picture:
             count, most = getattr(picture, "n_frames", 1), most_pixels(len(raw))
+            most = max(most, _FILM) if count > 1 else most
             if count > _FRAMES_AT_MOST or count * picture.width * picture.height > most:
                 reading.problem(
                     where,
